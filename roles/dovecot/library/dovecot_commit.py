@@ -61,6 +61,8 @@ UNIT = "dovecot.service"
 CONFIG = "dovecot.conf"
 GROUP = "dovecot"
 SECRET_SUFFIXES = (".passdb",)
+# systemd warns of drop-ins that it alone may read; the directory keeps others out anyway.
+UNIT_SUFFIXES = (".service.conf",)
 MODULES = "/usr/lib/dovecot/modules"
 PROBE_SECONDS = 20.0
 RELOAD_SETTLE_SECONDS = 1.0
@@ -95,7 +97,7 @@ def entry_for(directory: str, name: str, content: str, group: str) -> dict:
     """Describe one file of a release as host_tree does."""
     return {
         "path": os.path.join(directory, name), "state": "file", "content": content, "owner": "root", "group": group,
-        "mode": "0640", "secret": name.endswith(SECRET_SUFFIXES),
+        "mode": "0644" if name.endswith(UNIT_SUFFIXES) else "0640", "secret": name.endswith(SECRET_SUFFIXES),
     }
 
 
