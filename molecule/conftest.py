@@ -1,0 +1,146 @@
+"""What every scenario's tests share: the hosts, the clients, the site's playbook, and the journal of a failure."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT / "molecule" / "shared" / "lab"))
+
+import clients  # noqa: E402
+
+ACCESS_FILE = PROJECT / ".lab" / "access_test.json"
+PLAYBOOK_SECONDS = 600
+
+
+@pytest.fixture(scope="session")
+def access() -> dict:
+    """Return how to reach the hosts, and what the inventory declared."""
+    return clients.read_access(ACCESS_FILE)
+
+
+@pytest.fixture
+def declared(access: dict) -> dict:
+    """Return what the inventory declared of the hosts."""
+    return access["declared"]
+
+
+@dataclass
+class Mail:
+    """One deployed host as a mail client sees it."""
+
+    host: dict
+    ca_file: str
+    accounts: dict[str, str]
+
+    @property
+    def user(self) -> str:
+        """Return the first account."""
+        return next(iter(self.accounts))
+
+    def login(self, user: str | None = None) -> tuple[dict, str, str, str]:
+        """Return the arguments that the clients take."""
+        user = user or self.user
+        return self.host, self.ca_file, user, self.accounts[user]
+
+    def deliver(self, recipient: str, message: bytes) -> None:
+        """Deliver over LMTP with TLS."""
+        clients.deliver(self.host, self.ca_file, recipient, message)
+
+
+@pytest.fixture
+def mail(host, access: dict) -> Mail:
+    """Return the mail side of testinfra's `host`."""
+    name = host.backend.get_pytest_id().removeprefix("ssh://")
+    facts = next(facts for facts in access["hosts"] if facts["name"] == name)
+    return Mail(facts, access["ca_file"], {account["user"]: account["password"] for account in access["accounts"]})
+
+
+@dataclass
+class Run:
+    """What a playbook run came to."""
+
+    code: int
+    output: str
+
+    def changed(self, name: str) -> int:
+        """Return how many tasks changed host *name*."""
+        return int(re.search(rf"^{name}\s.*changed=(\d+)", self.output, re.MULTILINE).group(1))
+
+
+class Site:
+    """The site's playbook, run as users run it."""
+
+    def __init__(self, name: str) -> None:
+        """Run for the host *name* only."""
+        scenario = os.environ["MOLECULE_SCENARIO_DIRECTORY"]
+        self.command = [
+            "ansible-playbook", f"--inventory={PROJECT}/inventories/lab",
+            f"--inventory={PROJECT}/molecule/shared/inventory", f"--inventory={scenario}/inventory", f"--limit={name}",
+        ]
+
+    def start(self, *arguments: str, **variables: object) -> subprocess.Popen:
+        """Start a run with extra *variables* and return its process."""
+        environment = {**os.environ, "ANSIBLE_CONFIG": f"{PROJECT}/ansible.cfg", "ANSIBLE_NOCOLOR": "1"}
+        extra = ["--extra-vars", json.dumps(variables)] if variables else []
+        return subprocess.Popen(
+            [*self.command, *extra, *arguments, f"{PROJECT}/playbooks/site.yml"], env=environment, cwd=PROJECT, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+
+    def run(self, *arguments: str, **variables: object) -> Run:
+        """Run to the end."""
+        process = self.start(*arguments, **variables)
+        output, _ = process.communicate(timeout=PLAYBOOK_SECONDS)
+        return Run(process.returncode, output)
+
+    def converge(self, **variables: object) -> Run:
+        """Run and insist that it went well."""
+        run = self.run(**variables)
+        assert run.code == 0, run.output
+        return run
+
+
+@pytest.fixture
+def site(mail: Mail) -> Site:
+    """Return the playbook for the host under test."""
+    return Site(mail.host["name"])
+
+
+def wait_for(condition, seconds: float = 20.0) -> None:
+    """Wait until *condition* gives true; fail after *seconds*."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not so after {seconds} s: {condition}"
+        time.sleep(0.2)
+
+
+def pytest_collection_modifyitems(items):
+    """Keep the tests of one host in order on one worker; hosts are tested side by side."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec and "_testinfra_host" in callspec.params:
+            item.add_marker(pytest.mark.xdist_group(str(callspec.params["_testinfra_host"].backend.get_pytest_id())))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    """Print the host's journal with a failure that concerns a host."""
+    outcome = yield
+    report = outcome.get_result()
+    host = getattr(item, "funcargs", {}).get("host")
+    if report.when == "call" and report.failed and host is not None:
+        try:
+            journal = host.run("journalctl --unit dovecot --no-pager --lines 40").stdout
+        except RuntimeError as unreachable:
+            journal = f"the host can't be reached: {unreachable}"
+        report.sections.append(("dovecot's journal on the host", journal))

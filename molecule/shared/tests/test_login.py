@@ -1,0 +1,62 @@
+"""Who may log in, and what becomes of those who may not."""
+
+from __future__ import annotations
+
+import imaplib
+import poplib
+import time
+
+import clients
+import pytest
+
+REFUSALS = (imaplib.IMAP4.error, poplib.error_proto)
+
+
+def sessions(declared: dict) -> list:
+    """Return the clients of the chosen protocols."""
+    return [{"imap": clients.imap, "pop3": clients.pop3}[protocol] for protocol in declared["protocols"]]
+
+
+@pytest.mark.parametrize("user", ["ada@letterlock.test", "nobody@letterlock.test", "letterlock-probe@localhost"])
+def test_a_wrong_password_is_refused_and_delayed(mail, declared, user):
+    """Whether the account exists can't be told, and each guess costs time."""
+    for session in sessions(declared):
+        started = time.monotonic()
+        with pytest.raises(REFUSALS) as refusal, session(mail.host, mail.ca_file, user, "not-the-password"):
+            pass
+        # Dovecot answers failures in rounds, so that a delay of 2 s is 1.5 s at the least.
+        assert time.monotonic() - started >= 1.4
+        assert "uthentication failed" in str(refusal.value)
+        # A good login takes back what the failure added to this address's next delay.
+        with session(*mail.login()):
+            pass
+
+
+def test_the_right_password_opens_the_mailbox(mail, declared):
+    """Every account of the inventory logs in on every chosen protocol."""
+    for user in mail.accounts:
+        for session in sessions(declared):
+            with session(*mail.login(user)) as client:
+                assert client
+
+
+def test_trimmed_capabilities_are_not_offered(mail, declared):
+    """COMPRESS, which is off by default, isn't announced; what clients need is."""
+    if "imap" not in declared["protocols"]:
+        return
+    with clients.imap(*mail.login()) as client:
+        capabilities = set(client.capability()[1][0].decode().split())
+    assert "COMPRESS=DEFLATE" not in capabilities
+    assert {"IMAP4REV1", "IDLE", "MOVE", "QUOTA", "SPECIAL-USE", "UIDPLUS"} <= {name.upper() for name in capabilities}
+
+
+def test_the_journal_says_who_and_from_where_and_no_password(host, mail, declared):
+    """A login leaves account and address in the journal; no password ever does."""
+    for session in sessions(declared):
+        with session(*mail.login()):
+            pass
+    journal = host.check_output("journalctl --unit dovecot --no-pager --output cat")
+    logins = [line for line in journal.splitlines() if "ogin: user=" in line or "ogged in: user=" in line]
+    assert any(f"user=<{mail.user}>" in line and "rip=" in line and "TLS" in line for line in logins), journal[-2000:]
+    for secret in [*mail.accounts.values(), "not-the-password"]:
+        assert secret not in host.check_output("journalctl --no-pager --output cat")
