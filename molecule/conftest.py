@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "molecule" / "shared" / "lab"))
@@ -124,12 +125,16 @@ def wait_for(condition, seconds: float = 20.0) -> None:
         time.sleep(0.2)
 
 
-def pytest_collection_modifyitems(items):
-    """Keep the tests of one host in order on one worker; hosts are tested side by side."""
-    for item in items:
-        callspec = getattr(item, "callspec", None)
-        if callspec and "_testinfra_host" in callspec.params:
-            item.add_marker(pytest.mark.xdist_group(str(callspec.params["_testinfra_host"].backend.get_pytest_id())))
+class ByHost(LoadScopeScheduling):
+    """Keeps the tests of one host in order on one worker; hosts are tested side by side."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return re.search(r"ssh://[\w.-]+?(?=[]-])|$", nodeid).group()
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Schedule by host (pytest-xdist's hook)."""
+    return ByHost(config, log)
 
 
 @pytest.hookimpl(hookwrapper=True)

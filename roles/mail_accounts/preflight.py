@@ -47,14 +47,27 @@ def hash_faults(user: dict, minimum_memory: int) -> list[str]:
     return []
 
 
-def faults(variables: dict, _host: dict) -> list[str]:
-    """Return the role's faults."""
+def erasures(variables: dict, host: dict) -> list[str]:
+    """Return the accounts whose mail this run would delete: those that say so and have any."""
+    paths = {path for found in host["globs"].values() for path in found}
+    names = [user["name"] for user in variables.get("mail_accounts_users", []) if user.get("delete_mail")]
+    return [name for name in names if "{1}/{0}".format(*name.rsplit("@", 1)) in {"/".join(path.split("/")[-2:]) for path in paths}]
+
+
+def faults(variables: dict, host: dict) -> list[str]:
+    """Return the role's faults; *host* is what mail_host read."""
     domains = variables.get("mail_accounts_domains", [])
     users = variables.get("mail_accounts_users", [])
     found = [
         f"mail_accounts_domains: {domain!r} is not a domain name in lower case"
         for domain in domains if not DOMAIN.fullmatch(domain)
     ]
+    erased, most = erasures(variables, host), variables["mail_accounts_erase_max"]
+    if len(erased) > most:
+        found.append(
+            f"mail_accounts_erase_max: {len(erased)} accounts' mail would be deleted, {most} at most: {', '.join(erased)}; "
+            "raise it for this run if that is what you mean"
+        )
     seen = set()
     for user in users:
         name = user["name"]

@@ -24,8 +24,8 @@ def test_a_wrong_password_is_refused_and_delayed(mail, declared, user):
         started = time.monotonic()
         with pytest.raises(REFUSALS) as refusal, session(mail.host, mail.ca_file, user, "not-the-password"):
             pass
-        # Dovecot answers failures in rounds, so that a delay of 2 s is 1.5 s at the least.
-        assert time.monotonic() - started >= 1.4
+        # Dovecot answers failures in rounds, so that a delay of 2 s can be little more than one.
+        assert time.monotonic() - started >= 1.0
         assert "uthentication failed" in str(refusal.value)
         # A good login takes back what the failure added to this address's next delay.
         with session(*mail.login()):

@@ -64,7 +64,7 @@ SECRET_SUFFIXES = (".passdb",)
 # systemd warns of drop-ins that it alone may read; the directory keeps others out anyway.
 UNIT_SUFFIXES = (".service.conf",)
 MODULES = "/usr/lib/dovecot/modules"
-PROBE_SECONDS = 20.0
+PROBE_SECONDS = 8.0
 RELOAD_SETTLE_SECONDS = 1.0
 MAX_FAULTS = 20
 
@@ -193,7 +193,7 @@ def doveconf_faults(directory: str, sources: list[list]) -> list[str]:
             message = re.sub(r"^doveconf: (Fatal|Error): (Error in configuration file \S+( line \d+)?: )?", "", fatal)
             at = re.search(r"line (\d+):", fatal)
             if not names:
-                shown = run("doveconf", "-a", "-c", "/dev/null", check=False).stdout
+                shown = run("doveconf", "-a", check=False).stdout
                 names = sorted(set(re.findall(r"^\s*([a-z0-9_]+) =", shown, re.MULTILINE)))
             line = int(at.group(1)) if at else 0
             text = lines[line - 1] if line else ""
@@ -580,6 +580,13 @@ class Transaction:
             return "reload"
         return "none"
 
+    def enable(self) -> None:
+        """Let the service start at boot."""
+        if run("systemctl", "is-enabled", UNIT, check=False).stdout.strip() != "enabled":
+            self.diffs.append({"before": f"{UNIT}: not enabled\n", "after": f"{UNIT}: enabled\n"})
+            if not self.check_mode:
+                run("systemctl", "enable", "--quiet", UNIT)
+
     def roll_back(self, previous: str | None, failed: dict[str, str], why: str, since: float) -> None:
         """Make *previous* serve again and raise ProbeFailed."""
         said = journal_since(since)
@@ -628,6 +635,7 @@ class Transaction:
             self.links(self.tree)
             if changed_release:
                 self.validate_in_check_mode()
+            self.enable()
             inactive = not shutil.which("doveconf") or unit_property("ActiveState") != "active"
             changed = bool(self.diffs or self.pending or inactive or runs_old_binary())
             return {"changed": changed, "diff": self.diffs, "release": os.path.basename(self.live or "")}
@@ -640,9 +648,7 @@ class Transaction:
             self.point_at(directory, previous)
         relinked = self.links(self.tree)
         action = self.needed_action(old, self.tree, relinked=relinked)
-        if run("systemctl", "is-enabled", UNIT, check=False).stdout.strip() != "enabled":
-            run("systemctl", "enable", "--quiet", UNIT)
-            self.diffs.append({"before": f"{UNIT}: not enabled\n", "after": f"{UNIT}: enabled\n"})
+        self.enable()
         kicked: list[str] = []
         if changed_release or self.pending or action != "none":
             try:
