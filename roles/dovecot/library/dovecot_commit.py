@@ -59,6 +59,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 UNIT = "dovecot.service"
 CONFIG = "dovecot.conf"
+PROBES = "probes.json"
 GROUP = "dovecot"
 SECRET_SUFFIXES = (".passdb",)
 # systemd warns of drop-ins that it alone may read; the directory keeps others out anyway.
@@ -276,12 +277,18 @@ def runs_old_binary() -> bool:
         return False
 
 
+def listeners(config: str) -> list[str]:
+    """Return the lines of a dovecot.conf that say who listens where."""
+    return re.findall(r"^\s*(?:protocols|listen|address|port|ssl) = .*$|^\s*inet_listener .*$", config, re.MULTILINE)
+
+
 def make_unit_current(action: str, old: dict[str, str], new: dict[str, str]) -> None:
     """Bring firewall, unit and process to the live release."""
+    # A new release brings a new file for the drop-in, even where its text is the same.
+    if action == "restart" or unit_property("NeedDaemonReload") == "yes":
+        run("systemctl", "daemon-reload")
     if action == "none":
         return
-    if action == "restart":
-        run("systemctl", "daemon-reload")
     if "lmtp.nft" in old and "lmtp.nft" not in new:
         run("/usr/sbin/nft", "delete table inet letterlock_lmtp", check=False)
     elif "lmtp.nft" in new and action == "reload":
@@ -428,7 +435,7 @@ def probe_lmtp(probe: dict, _login: tuple[str, str] | None) -> bytes | None:
     return shown
 
 
-PROBES = {"imap": probe_imap, "pop3": probe_pop3, "lmtp": probe_lmtp}
+PROBES_BY_PROTOCOL = {"imap": probe_imap, "pop3": probe_pop3, "lmtp": probe_lmtp}
 
 
 def probe_all(job: dict, certificate: bytes | None) -> None:
@@ -451,7 +458,7 @@ def probe_once(job: dict, certificate: bytes | None) -> list[str]:
         for probe in job["probes"]:
             where = probe.get("path") or f"{probe['address']}:{probe['port']}"
             try:
-                shown = PROBES[probe["protocol"]](probe, login)
+                shown = PROBES_BY_PROTOCOL[probe["protocol"]](probe, login)
                 expect(
                     certificate is None or shown is None or shown == certificate, "another certificate than the new one is shown"
                 )
@@ -476,7 +483,8 @@ class Transaction:
         self.live = os.path.realpath(self.current) if os.path.islink(self.current) else None
         if self.live and not os.path.isdir(self.live):
             self.live = None
-        self.tree: dict[str, str] = job["files"]
+        # A release says itself what to ask of it, so that the way back can be probed, too.
+        self.tree: dict[str, str] = {**job["files"], PROBES: json.dumps(job["probes"], indent=2) + "\n"}
         self.diffs: list[dict] = []
         self.pending: dict | None = None
         if os.path.exists(self.pending_file):
@@ -572,7 +580,8 @@ class Transaction:
             return "restart"
         if relinked or old.get("dovecot.service.conf") != new.get("dovecot.service.conf"):
             return "restart"
-        if unit_property("NeedDaemonReload") == "yes":
+        # 2.4 opens no new listener on a reload.
+        if listeners(old.get(CONFIG, "")) != listeners(new[CONFIG]):
             return "restart"
         # The accounts' files are read again at each login; all else needs a reload.
         apart = {name for name in set(old) | set(new) if old.get(name) != new.get(name)}
@@ -601,9 +610,12 @@ class Transaction:
             old = read_release(previous)
             self.links(old)
             self.pending = {"previous": previous}
-            make_unit_current("restart", failed, old)
-            probe_all(self.job, None)
             outcome = f"the earlier release {os.path.basename(previous)} serves again"
+            try:
+                make_unit_current("restart", failed, old)
+                probe_all({**self.job, "probes": json.loads(old.get(PROBES, "[]"))}, None)
+            except (files.Fault, ProbeFailed) as fault:
+                outcome = f"the earlier release {os.path.basename(previous)} is back and fails, too:\n{fault}\nThe new one"
         self.settle()
         shutil.rmtree(rejected, ignore_errors=True)
         os.rename(directory, rejected)
