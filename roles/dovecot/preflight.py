@@ -8,6 +8,10 @@ import re
 SIZE = re.compile(r"\d+[BKMGT]?")
 TIME = re.compile(r"\d+(ms|s|secs?|m|mins?)?")
 
+MAXIMUM_ZSTD_LEVEL = 19
+# What the unit's sandbox hides: ProtectHome, PrivateTmp, PrivateDevices and the kernel's own trees.
+HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp", "/dev", "/proc", "/sys")  # noqa: S108  # refused, not used
+
 # Settings that dovecot_settings may not touch: setting -> why.
 PROMISES = {
     "ssl": "mail crosses the network only under TLS",
@@ -37,7 +41,9 @@ def settings_faults(settings: list[dict]) -> list[str]:
             found.append(f"dovecot_settings: {name!r} is not a setting's name")
         if name in PROMISES:
             found.append(f"dovecot_settings: {name} may not be set here: {PROMISES[name]}")
-        if re.search(r"[\x00-\x1f\x7f{}]", f"{setting['value']}{setting.get('section') or ''}".replace("%{", "").replace("}", "")):
+        # A variable such as %{user} may stand there; any other brace would open or close a section.
+        text = re.sub(r"%\{[^{}\n]*\}", "", f"{setting['value']}{setting.get('section') or ''}")
+        if re.search(r"[\x00-\x1f\x7f{}]", text):
             found.append(f"dovecot_settings: {name}: control characters and braces can't stand in a value or section")
         if "inet_listener" in (setting.get("section") or ""):
             found.append(f"dovecot_settings: {name}: listeners come from dovecot_protocols and dovecot_lmtp_port")
@@ -74,6 +80,48 @@ def address_faults(variables: dict, name: str) -> list[str]:
     return found
 
 
+def form_faults(variables: dict) -> list[str]:
+    """Return values that are not of the form that Dovecot and systemd take."""
+    found = [
+        f"{name}: {variables[name]!r} is not a size such as 500M or 5G"
+        for name in ("dovecot_quota", "dovecot_message_size_max") if not SIZE.fullmatch(variables[name])
+    ]
+    found += [
+        f"{name}: must be at least 1"
+        for name in ("dovecot_sessions_max", "dovecot_sessions_per_account_and_address", "dovecot_process_memory_max")
+        if variables[name] < 1
+    ]
+    found += [
+        f"dovecot_mailboxes: {mailbox['name']!r} is not a folder's name"
+        for mailbox in variables["dovecot_mailboxes"] if re.search(r"[\x00-\x1f\x7f*%]|^/|//|/$|^$", mailbox["name"])
+    ]
+    delay = variables["dovecot_auth_failure_delay"]
+    if not TIME.fullmatch(delay):
+        found.append(f"dovecot_auth_failure_delay: {delay!r} is not a time such as 2s")
+    elif not int(re.match(r"\d+", delay).group()):
+        found.append("dovecot_auth_failure_delay: 0 lets passwords be guessed at full speed; 2s is the default")
+    if not 0 <= variables["dovecot_mail_compression_level"] <= MAXIMUM_ZSTD_LEVEL:
+        found.append(f"dovecot_mail_compression_level: zstd has levels 1 to {MAXIMUM_ZSTD_LEVEL}; 0 is off")
+    return found
+
+
+def storage_faults(variables: dict, host: dict) -> list[str]:
+    """Return why mail can't lie where, or belong to whom, the variables say."""
+    found = []
+    root, user, wanted = variables["dovecot_mail_root"], variables["dovecot_mail_user"], variables["dovecot_mail_uid"]
+    if not re.fullmatch(r"/[A-Za-z0-9._/-]*[A-Za-z0-9]", root) or ".." in root:
+        found.append(f"dovecot_mail_root: {root!r} is not a plain absolute path")
+    if root.startswith(HIDDEN):
+        found.append(f"dovecot_mail_root: {root} is hidden from the sandboxed service; /srv/mail is the default")
+    uid = host["users"].get(user)
+    if uid is not None and uid != wanted:
+        found.append(
+            f"dovecot_mail_uid: {wanted}, but the host's {user} has {uid}; "
+            f"set dovecot_mail_uid to {uid}, or change the user and its files first"
+        )
+    return found
+
+
 def faults(variables: dict, host: dict) -> list[str]:
     """Return the role's faults; *host* is what mail_host read."""
     found = []
@@ -81,30 +129,6 @@ def faults(variables: dict, host: dict) -> list[str]:
         found.append("dovecot_protocols: empty; choose imap, pop3 or both")
     if len(set(variables["dovecot_protocols"])) != len(variables["dovecot_protocols"]):
         found.append("dovecot_protocols: a protocol stands there twice")
-    for name in ("dovecot_quota", "dovecot_message_size_max"):
-        if not SIZE.fullmatch(variables[name]):
-            found.append(f"{name}: {variables[name]!r} is not a size such as 500M or 5G")
-    if not TIME.fullmatch(variables["dovecot_auth_failure_delay"]):
-        found.append(f"dovecot_auth_failure_delay: {variables['dovecot_auth_failure_delay']!r} is not a time such as 2s")
-    elif re.fullmatch(r"0+\D*", variables["dovecot_auth_failure_delay"]):
-        found.append("dovecot_auth_failure_delay: 0 lets passwords be guessed at full speed; 2s is the default")
-    if not 0 <= variables["dovecot_mail_compression_level"] <= 19:
-        found.append("dovecot_mail_compression_level: zstd has levels 1 to 19; 0 is off")
-    if not re.fullmatch(r"/[A-Za-z0-9._/-]*[A-Za-z0-9]", variables["dovecot_mail_root"]) or ".." in variables["dovecot_mail_root"]:
-        found.append(f"dovecot_mail_root: {variables['dovecot_mail_root']!r} is not a plain absolute path")
-    if variables["dovecot_mail_root"].startswith(("/home", "/root", "/run/user", "/tmp", "/var/tmp", "/dev", "/proc", "/sys")):
-        found.append(f"dovecot_mail_root: {variables['dovecot_mail_root']} is hidden from the sandboxed service; /srv/mail is the default")
-    for name in ("dovecot_sessions_max", "dovecot_sessions_per_account_and_address", "dovecot_process_memory_max"):
-        if variables[name] < 1:
-            found.append(f"{name}: must be at least 1")
-    for mailbox in variables["dovecot_mailboxes"]:
-        if re.search(r"[\x00-\x1f\x7f*%]|^/|//|/$|^$", mailbox["name"]):
-            found.append(f"dovecot_mailboxes: {mailbox['name']!r} is not a folder's name")
-    uid = host["users"].get(variables["dovecot_mail_user"])
-    if uid is not None and uid != variables["dovecot_mail_uid"]:
-        found.append(
-            f"dovecot_mail_uid: {variables['dovecot_mail_uid']}, but the host's {variables['dovecot_mail_user']} has {uid}; "
-            f"set dovecot_mail_uid to {uid}, or change the user and its files first"
-        )
+    found += form_faults(variables) + storage_faults(variables, host)
     found += address_faults(variables, "dovecot_listen") + address_faults(variables, "dovecot_lmtp_listen")
     return found + lmtp_faults(variables) + settings_faults(variables["dovecot_settings"])

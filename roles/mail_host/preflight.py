@@ -6,7 +6,7 @@ from __future__ import annotations
 SUPPORTED = {("debian", "12"): "2.3", ("debian", "13"): "2.4"}
 
 
-def faults(variables: dict, host: dict) -> list[str]:
+def faults(_variables: dict, host: dict) -> list[str]:
     """Return a fault when the host's release, or its Dovecot, is not one that the kit serves."""
     release = host["release"]
     series = SUPPORTED.get((release["id"], release["version"]))

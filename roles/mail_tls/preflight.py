@@ -5,10 +5,14 @@ from __future__ import annotations
 import datetime
 import ipaddress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 MINIMUM_RSA_BITS = 2048
 
@@ -42,26 +46,39 @@ def read(variables: dict, name: str, faults: list[str]) -> bytes | None:
         return None
 
 
+def load_certificate(pem: bytes | None, found: list[str]) -> x509.Certificate | None:
+    """Return the host's certificate, the first of *pem*; add to *found* why there is none."""
+    if pem is None:
+        return None
+    try:
+        return x509.load_pem_x509_certificates(pem)[0]
+    except ValueError:
+        found.append("mail_tls_certificate: not a certificate in PEM")
+        return None
+
+
+def load_key(pem: bytes | None, found: list[str]) -> PrivateKeyTypes | None:
+    """Return the key; add to *found* why there is none, or why it is too weak."""
+    if pem is None:
+        return None
+    try:
+        key = serialization.load_pem_private_key(pem, password=None)
+    except TypeError:
+        found.append("mail_tls_key: has a passphrase; give it without one, vaulted")
+        return None
+    except ValueError:
+        found.append("mail_tls_key: not a private key in PEM")
+        return None
+    if isinstance(key, rsa.RSAPrivateKey) and key.key_size < MINIMUM_RSA_BITS:
+        found.append(f"mail_tls_key: RSA with {key.key_size} bits; {MINIMUM_RSA_BITS} are the least")
+    return key
+
+
 def given_faults(variables: dict, now: datetime.datetime) -> list[str]:
     """Return what is wrong with the given certificate and key."""
     found: list[str] = []
-    certificate_pem = read(variables, "mail_tls_certificate", found)
-    key_pem = read(variables, "mail_tls_key", found)
-    certificate = key = None
-    if certificate_pem is not None:
-        try:
-            certificate = x509.load_pem_x509_certificates(certificate_pem)[0]
-        except ValueError:
-            found.append("mail_tls_certificate: not a certificate in PEM")
-    if key_pem is not None:
-        try:
-            key = serialization.load_pem_private_key(key_pem, password=None)
-        except TypeError:
-            found.append("mail_tls_key: has a passphrase; give it without one, vaulted")
-        except ValueError:
-            found.append("mail_tls_key: not a private key in PEM")
-    if isinstance(key, rsa.RSAPrivateKey) and key.key_size < MINIMUM_RSA_BITS:
-        found.append(f"mail_tls_key: RSA with {key.key_size} bits; {MINIMUM_RSA_BITS} are the least")
+    certificate = load_certificate(read(variables, "mail_tls_certificate", found), found)
+    key = load_key(read(variables, "mail_tls_key", found), found)
     if certificate is None:
         return found
     if certificate.not_valid_after_utc <= now:
@@ -82,7 +99,7 @@ def faults(variables: dict, host: dict) -> list[str]:
     if not variables.get("mail_tls_names"):
         found.append("mail_tls_names: empty; name what clients connect to")
     if variables.get("mail_tls_source") == "given":
-        found += given_faults(variables, datetime.datetime.fromtimestamp(host["time"], datetime.timezone.utc))
+        found += given_faults(variables, datetime.datetime.fromtimestamp(host["time"], datetime.UTC))
     elif variables.get("mail_tls_renew_before_days", 30) >= variables.get("mail_tls_days", 90):
         found.append("mail_tls_renew_before_days: must be less than mail_tls_days, or every run renews")
     return found

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import imaplib
-import os
 import shlex
+from pathlib import Path
 
 import clients
 import messages
@@ -62,8 +62,8 @@ def test_folders_and_capabilities(mail):
 
 def test_the_given_certificate_is_served(host, mail):
     """The chain is the operator's, and its key lies under a name of its own, root's alone."""
-    with open(os.path.join(os.path.dirname(mail.ca_file), f"{mail.host['name']}.crt"), encoding="ascii") as stream:
-        assert stream.read().strip() == host.file("/etc/letterlock/dovecot/current/certificate.pem").content_string.strip()
+    given = Path(mail.ca_file).parent / f"{mail.host['name']}.crt"
+    assert host.file("/etc/letterlock/dovecot/current/certificate.pem").content_string.strip() == given.read_text().strip()
 
 
 def test_raw_settings_reach_dovecot(host):

@@ -57,7 +57,7 @@ CASES = {
 def issue(names: list[str], days: int, key=None) -> tuple[str, str]:
     """Return a self-signed certificate and its key as PEM."""
     key = key or ec.generate_private_key(ec.SECP256R1())
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0])])
     ends = now + datetime.timedelta(days=days)
     certificate = (

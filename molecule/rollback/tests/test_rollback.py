@@ -43,7 +43,7 @@ def test_a_change_that_breaks_users_is_rolled_back(host, mail, site, what):
 
 @pytest.mark.parametrize("seconds", [0.8, 1.2, 1.6, 2.0])
 def test_a_run_that_is_killed_leaves_a_host_that_serves(host, mail, site, seconds):
-    """kill -9 of the controller at any moment; the next run completes what was asked."""
+    """Kill -9 of the controller at any moment; the next run completes what was asked."""
     # No whole hours: doveconf would print those as hours.
     marker = f"{int(seconds * 100) + 1} mins"
     change = {"dovecot_settings": [{"name": "imap_idle_notify_interval", "value": marker, "section": "protocol imap"}]}
@@ -64,7 +64,8 @@ def test_a_run_that_is_killed_between_swap_and_probe_is_finished_by_the_next(hos
     # At most 30 s, and it ends only the process that holds the transaction's lock.
     watcher = (
         "timeout 30 sh -c 'until [ -e /etc/letterlock/dovecot/pending ]; do :; done; "
-        "for process in /proc/[0-9]*; do ls -l $process/fd 2>/dev/null | grep -q letterlock-commit.lock && kill -9 ${process#/proc/}; done; :'"
+        "for process in /proc/[0-9]*; do "
+        "ls -l $process/fd 2>/dev/null | grep -q letterlock-commit.lock && kill -9 ${process#/proc/}; done; :'"
     )
     name = mail.host["name"]
     ssh = ["ssh", "-F", host.backend.ssh_config, name, watcher]

@@ -13,11 +13,11 @@ import smtplib
 import socket
 import ssl
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 TIMEOUT_SECONDS = 60
 # RFC 1939 has no limit on a line of a message; poplib's own would refuse long ones.

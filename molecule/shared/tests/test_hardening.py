@@ -69,7 +69,7 @@ def test_login_processes_are_locked_away(host, declared):
 
 
 def test_exposure_is_low(host):
-    """systemd's own score: Debian's unit has 8.7."""
+    """Systemd's own score: Debian's unit has 8.7."""
     score = float(re.search(r"dovecot.service: ([\d.]+)", host.check_output("systemd-analyze security dovecot | tail -1")).group(1))
     assert score <= 3.0
 

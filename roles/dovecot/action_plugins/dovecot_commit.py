@@ -38,9 +38,9 @@ def find_templates(roles: list[Path], series: str) -> tuple[list[Path], list[Pat
 
 
 def join_fragments(fragments: list[tuple[str, str]]) -> tuple[str, list[list]]:
-    """Join [(source, text)] into one file; return it and [[first line, source]].
+    r"""Join [(source, text)] into one file; return it and [[first line, source]].
 
-    >>> join_fragments([("a", "x = 1\\n"), ("b", "y = 2\\n")])[1]
+    >>> join_fragments([("a", "x = 1\n"), ("b", "y = 2\n")])[1]
     [[3, 'a'], [6, 'b']]
     """
     lines, sources = [], []
@@ -62,7 +62,7 @@ class ActionModule(ActionBase):
         result = super().run(tmp, task_vars)
         arguments = dict(self._task.args)
         series = arguments.pop("series")
-        folder = Path(self._task._role._role_path).parent
+        folder = Path(task_vars["role_path"]).parent
         roles = [folder / name for name in task_vars["ansible_play_role_names"]]
         fragments, others = find_templates(roles, series)
         host_tree = self._shared_loader_obj.action_loader.get(

@@ -7,10 +7,10 @@ import re
 
 
 def dovecot_quote(text: str) -> str:
-    """Return *text* as one word of a Dovecot configuration, quoted where it must be.
+    r"""Return *text* as one word of a Dovecot configuration, quoted where it must be.
 
     >>> dovecot_quote("Sent"), dovecot_quote('My "own" mail')
-    ('Sent', '"My \\\\"own\\\\" mail"')
+    ('Sent', '"My \\"own\\" mail"')
     """
     if re.fullmatch(r"[A-Za-z0-9_.-]+", text):
         return text

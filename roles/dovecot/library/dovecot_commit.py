@@ -127,7 +127,7 @@ def write_release(directory: str, tree: dict[str, str]) -> None:
     group = dovecot_group()
     os.mkdir(directory, 0o750)
     os.chown(directory, 0, grp.getgrnam(group).gr_gid)
-    os.chmod(directory, 0o750)
+    os.chmod(directory, 0o750)  # noqa: S103  # the group is Dovecot's, whose processes read the accounts
     for name, content in tree.items():
         files.write_file(entry_for(directory, name, content, group))
 

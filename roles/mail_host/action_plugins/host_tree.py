@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-import os
+from pathlib import Path
 
 from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
@@ -44,8 +44,8 @@ class ActionModule(ActionBase):
         if faults:
             raise AnsibleActionFail("host_tree: " + "; ".join(faults))
         wanted = []
-        for entry in entries:
-            entry = {"state": "file", **entry}
+        for given in entries:
+            entry = {"state": "file", **given}
             if "template" in entry:
                 entry["content"] = self.render(entry.pop("template"), task_vars)
             wanted.append(entry)
@@ -60,7 +60,7 @@ class ActionModule(ActionBase):
         path = name if name.startswith("/") else self._find_needle("templates", name)
         text = trust_as_template(self._loader.get_text_file_contents(path))
         variables = {**task_vars, **generate_ansible_template_vars(path=name, fullpath=path)}
-        templar = self._templar.copy_with_new_env(searchpath=[os.path.dirname(path)], available_variables=variables)
+        templar = self._templar.copy_with_new_env(searchpath=[str(Path(path).parent)], available_variables=variables)
         rendered = templar.template(
             text, escape_backslashes=False, overrides={"trim_blocks": True, "lstrip_blocks": True}
         )

@@ -32,7 +32,7 @@ def unknown_variables(names: list[str], known: set[str], roles: list[str]) -> li
     faults = []
     for name in sorted(set(names) - known):
         prefixed = any(name.startswith(f"{role}_") for role in roles)
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.6 if prefixed else 0.92)
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.75 if prefixed else 0.92)
         if close:
             faults.append(f"{name}: no such variable; did you mean '{close[0]}'?")
         elif prefixed:
@@ -68,7 +68,7 @@ class ActionModule(ActionBase):
         """Collect the faults of every role in the play and fail if there is one."""
         result = super().run(tmp, task_vars)
         host = self._task.args["host"]
-        folder = Path(self._task._role._role_path).parent
+        folder = Path(task_vars["role_path"]).parent
         roles = [folder / name for name in task_vars["ansible_play_role_names"]]
         roles = [role for role in roles if (role / "meta" / "argument_specs.yml").is_file()]
         options = {role.name: read_options(role) for role in roles}

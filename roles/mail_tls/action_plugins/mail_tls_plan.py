@@ -83,7 +83,7 @@ class ActionModule(ActionBase):
         """Return certificate, key_path, issue, make_ca and reason."""
         result = super().run(tmp, task_vars)
         args = self._task.args
-        now = datetime.datetime.now(datetime.timezone.utc)
+        now = datetime.datetime.now(datetime.UTC)
         if args["source"] == "given":
             text = args["certificate"] or Path(args["certificate_file"]).read_text()
             digest = hashlib.sha256(text.encode()).hexdigest()[:16]
