@@ -72,7 +72,9 @@ def test_hashes_stay_out_of_diffs(tmp_path):
         assert "ARGON2ID" not in str(diffs)
 
 
-@pytest.mark.parametrize("name", ["ssl", "mail_fsync", "auth_allow_cleartext", "disable_plaintext_auth", "auth_debug_passwords", "protocols"])
+@pytest.mark.parametrize(
+    "name", ["ssl", "mail_fsync", "auth_allow_cleartext", "disable_plaintext_auth", "auth_debug_passwords", "protocols"]
+)
 def test_promises_can_not_be_broken_by_the_hatch(name):
     """Each is refused with its reason."""
     assert f"{name} may not be set here: " in preflight.settings_faults([{"name": name, "value": "x"}])[0]

@@ -17,5 +17,5 @@ def test_settings_of_another_series_are_left_out():
 
 
 def test_networks_are_collapsed_for_nftables():
-    """nftables refuses a set in which one network holds another."""
+    """Nftables refuses a set in which one network holds another."""
     assert filters.dovecot_networks_by_family(["10.0.0.0/8", "10.1.0.0/16", "::1/128"]) == {"ip": ["10.0.0.0/8"], "ip6": ["::1/128"]}

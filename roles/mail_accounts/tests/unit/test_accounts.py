@@ -54,7 +54,8 @@ def test_names_that_could_do_harm_are_refused(name):
 
 
 @pytest.mark.parametrize("password_hash", ["{PLAIN}x", "{SHA512-CRYPT}$6$x$y", "x", "{ARGON2I}$argon2i$v=19$m=65536,t=3,p=1$YWFh$YWFh",
-                                           "{ARGON2ID}$argon2id$v=19$m=64,t=1,p=1$YWFh$YWFh", "{ARGON2ID}$argon2id$v=19$m=262144,t=1,p=1$YWFh$YWFh"])
+                                           "{ARGON2ID}$argon2id$v=19$m=64,t=1,p=1$YWFh$YWFh",
+                                           "{ARGON2ID}$argon2id$v=19$m=262144,t=1,p=1$YWFh$YWFh"])
 def test_weak_or_unusable_hashes_are_refused(password_hash):
     """Another scheme, too cheap, too dear for Dovecot's auth process."""
     assert faults({"name": USER["name"], "password_hash": password_hash})
