@@ -146,6 +146,23 @@ def test_a_changed_password_ends_the_sessions_of_the_old_one(mail, site):
     wait_for(lambda: uidls(mail))
 
 
+def test_secrets_reach_no_process_list(host, mail, site):
+    """While a password is changed, no process on the host has it, or its hash, among its arguments."""
+    secret = "to-be-seen-nowhere"
+    accounts = [{"name": user, "password": password} for user, password in mail.accounts.items()]
+    process = site.start(mail_accounts_users=[*accounts, {"name": "guest@letterlock.test", "password": secret}])
+    seen = ""
+    while process.poll() is None:
+        seen += host.run("cat /proc/[0-9]*/cmdline | tr '\\0' ' '").stdout
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "python3" in seen
+    for text in (seen, output, host.check_output("journalctl --no-pager --output cat")):
+        assert secret not in text
+        assert "$argon2id$" not in text
+    site.converge()
+
+
 def test_two_thousand_sessions_at_once(host, mail):
     """The distribution's default stops at 100; here the next one still gets in."""
     wanted = 2000

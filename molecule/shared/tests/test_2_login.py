@@ -5,6 +5,7 @@ from __future__ import annotations
 import imaplib
 import poplib
 import time
+from contextlib import ExitStack
 
 import clients
 import pytest
@@ -50,6 +51,19 @@ def test_trimmed_capabilities_are_not_offered(mail, declared):
     assert {"IMAP4REV1", "IDLE", "MOVE", "QUOTA", "SPECIAL-USE", "UIDPLUS"} <= {name.upper() for name in capabilities}
 
 
+def test_sessions_of_one_account_are_limited(mail, declared):
+    """One account can't take all sessions: the one over the limit is refused, others still get in."""
+    most = declared["sessions_per_account_and_address"]
+    session = sessions(declared)[0]
+    with ExitStack() as stack:
+        for _ in range(most):
+            stack.enter_context(session(*mail.login()))
+        with pytest.raises(REFUSALS), session(*mail.login()):
+            pass
+        with session(*mail.login("grace@example.test" if "grace@example.test" in mail.accounts else None)) as other:
+            assert other
+
+
 def test_the_journal_says_who_and_from_where_and_no_password(host, mail, declared):
     """A login leaves account and address in the journal; no password ever does."""
     for session in sessions(declared):
@@ -60,3 +74,4 @@ def test_the_journal_says_who_and_from_where_and_no_password(host, mail, declare
     assert any(f"user=<{mail.user}>" in line and "rip=" in line and "TLS" in line for line in logins), journal[-2000:]
     for secret in [*mail.accounts.values(), "not-the-password"]:
         assert secret not in host.check_output("journalctl --no-pager --output cat")
+    assert "$argon2id$" not in host.check_output("journalctl --no-pager --output cat")

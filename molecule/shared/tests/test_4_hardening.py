@@ -74,13 +74,14 @@ def test_exposure_is_low(host):
     assert score <= 3.0
 
 
-def test_limits(host):
+def test_limits(host, declared):
     """Memory, tasks and open files are bounded, and high enough for the sessions that are declared."""
     shown = dict(
         line.split("=", 1) for line in host.check_output("systemctl show dovecot -p MemoryMax -p TasksMax -p LimitNOFILE").splitlines()
     )
     assert shown["MemoryMax"] != "infinity"
-    assert int(shown["TasksMax"]) > 4000
+    # A login and a mail process for each session of each protocol.
+    assert int(shown["TasksMax"]) >= 4 * declared["sessions_max"]
 
 
 @pytest.mark.parametrize(

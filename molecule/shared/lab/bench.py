@@ -1,0 +1,218 @@
+#!/usr/bin/env python3
+"""Measure what a deployment costs and what the deployed host serves; print a table, write .lab/bench.json.
+
+Usage: bench.py [--runs N] [--seconds S]
+
+All ratios are against something measured in the same run on the same machine:
+a fresh deployment against the bare apt-get install of the same packages, a run
+with nothing to do against `ansible -m setup`, served load against Debian's own
+configuration with TLS. Medians of several runs, interleaved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[3]
+LAB = PROJECT / "molecule" / "shared" / "lab"
+INVENTORY = [f"--inventory={PROJECT}/inventories/lab", f"--inventory={PROJECT}/molecule/bench/inventory"]
+# The lab's own hosts are named by its inventory and not started here.
+HOSTS = [f"bench{number}" for number in range(1, 9)]
+RELEASES = {"bookworm": ("bench1", "bench3"), "trixie": ("bench2", "bench4")}
+PACKAGES = ["dovecot-core", "dovecot-imapd", "dovecot-lmtpd", "dovecot-pop3d", "nftables", "python3-cryptography"]
+LOADS = {"login": "IMAP logins/s", "imap": "IMAP sessions/s", "pop3": "POP3 sessions/s", "lmtp": "LMTP acknowledged/s"}
+PASSWORD = "bench"
+WORKERS = 8
+SSH_CONFIG = PROJECT / ".lab" / "ssh" / "config_bench"
+
+
+def run(*command: str, check: bool = True) -> str:
+    """Run *command* and return what it printed; end the program with it when it fails."""
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    if check and done.returncode:
+        sys.exit(f"failed: {' '.join(command)}\n{done.stdout[-6000:]}{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def timed(*command: str) -> float:
+    """Return the seconds that *command* takes."""
+    started = time.monotonic()
+    run(*command)
+    return time.monotonic() - started
+
+
+def say(text: str) -> None:
+    """Show what is under way."""
+    print(f"  {text}", file=sys.stderr, flush=True)
+
+
+def playbook(name: str, hosts: list[str], *arguments: str) -> tuple[str, ...]:
+    """Return the command that runs a playbook for *hosts*."""
+    return ("ansible-playbook", *INVENTORY, f"--limit={','.join(['localhost', *hosts])}", *arguments, str(PROJECT / name))
+
+
+def site(hosts: list[str], *arguments: str) -> tuple[str, ...]:
+    """Return the command that deploys *hosts*."""
+    return ("ansible-playbook", *INVENTORY, f"--limit={','.join(hosts)}", *arguments, "playbooks/site.yml")
+
+
+def create(hosts: list[str]) -> None:
+    """Start fresh hosts, and make their package lists fresh, which neither side of a comparison pays."""
+    run(*playbook("molecule/shared/destroy.yml", HOSTS))
+    run(*playbook("molecule/shared/create.yml", hosts))
+    run("ansible", *INVENTORY, ",".join(hosts), "-m", "ansible.builtin.apt", "-a", "update_cache=true")
+
+
+def on(host: str, command: str, *, given: str | None = None) -> str:
+    """Run *command* on *host* by the connection that Ansible uses."""
+    done = subprocess.run(
+        ["ssh", "-F", str(SSH_CONFIG), host, command], input=given, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"failed on {host}: {command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def write_ssh_config() -> None:
+    """Write an ssh_config for the bench's hosts."""
+    lines = []
+    for number, host in enumerate(HOSTS, 1):
+        lines += [
+            f"Host {host}", f"  HostName 127.0.2.{number}", "  Port 2222", "  User root", f"  IdentityFile {PROJECT}/.lab/ssh/id_ed25519",
+            f"  UserKnownHostsFile {PROJECT}/.lab/ssh/known_hosts_bench", "  StrictHostKeyChecking yes",
+            "  ControlMaster auto", "  ControlPersist 60s", "  ControlPath /run/letterlock-lab/bench-%C",
+        ]
+    SSH_CONFIG.write_text("\n".join(lines) + "\n")
+
+
+def bench_fresh(runs: int) -> dict:
+    """Return seconds of a fresh deployment and of the bare package installation, by release."""
+    results = {}
+    for release, (kit, bare) in RELEASES.items():
+        deploys, floors = [], []
+        for number in range(runs):
+            say(f"fresh, {release}, run {number + 1} of {runs}")
+            create([kit, bare])
+            install = "DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends " + " ".join(PACKAGES)
+            floors.append(timed("ssh", "-F", str(SSH_CONFIG), bare, install))
+            deploys.append(timed(*site([kit])))
+        results[release] = {
+            "deploy_s": statistics.median(deploys), "floor_s": statistics.median(floors),
+            "ratio": statistics.median(deploys) / statistics.median(floors),
+        }
+    return results
+
+
+def bench_noop(runs: int) -> dict:
+    """Return seconds of a run with nothing to do: against setup, over several hosts, and its round trips."""
+    create(HOSTS)
+    say("deploy eight hosts")
+    run(*site(HOSTS))
+    run(*site(HOSTS))
+    noop, setup, by_hosts = [], [], {count: [] for count in (1, 2, 4, 8)}
+    for number in range(runs):
+        say(f"nothing to do, run {number + 1} of {runs}")
+        setup.append(timed("ansible", *INVENTORY, HOSTS[0], "-m", "ansible.builtin.setup"))
+        noop.append(timed(*site(HOSTS[:1])))
+        for count, times in by_hosts.items():
+            times.append(timed(*site(HOSTS[:count])))
+    output = run(*site(HOSTS[:1], "-vvv"))
+    medians = {count: statistics.median(times) for count, times in by_hosts.items()}
+    return {
+        "noop_s": statistics.median(noop), "setup_s": statistics.median(setup),
+        "ratio": statistics.median(noop) / statistics.median(setup), "by_hosts_s": medians,
+        "each_added_host_of_first": (medians[8] - medians[1]) / 7 / medians[1],
+        "round_trips": len(re.findall(r"^<127\.0\.2\.1> SSH: EXEC", output, re.MULTILINE)),
+    }
+
+
+def load(host: str, kind: str, seconds: float) -> dict:
+    """Return what *host* serves."""
+    return json.loads(on(host, f"python3 - {kind} {seconds} {WORKERS} {PASSWORD}", given=(LAB / "load.py").read_text()))
+
+
+def bench_load(runs: int, seconds: float) -> dict:
+    """Return rates of Debian's own configuration and of the kit's secure and fast ones, by release."""
+    results = {}
+    account_file = PROJECT / "molecule/bench/inventory/group_vars/mail_hosts/mail_accounts.yml"
+    password_hash = re.search(r'bench_hash: "(.*)"', account_file.read_text()).group(1)
+    for release, (kit, stock) in RELEASES.items():
+        create([kit, stock])
+        on(stock, f"sh -s -- '{password_hash}'", given=(LAB / "stock.sh").read_text())
+        variants: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in LOADS} for name in ("stock", "secure", "fast")}
+        for number in range(runs):
+            for variant, host in (("stock", stock), ("secure", kit), ("fast", kit)):
+                say(f"load, {release}, {variant}, run {number + 1} of {runs}")
+                if host == kit:
+                    run(*site([kit], "--extra-vars", f"dovecot_performance={variant}"))
+                for kind in ("lmtp", "login", "imap", "pop3"):
+                    variants[variant][kind].append(load(host, kind, seconds)["per_second"])
+        results[release] = {
+            variant: {kind: statistics.median(rates) for kind, rates in kinds.items()} for variant, kinds in variants.items()
+        }
+    return results
+
+
+def table(results: dict) -> str:
+    """Return the results for people."""
+    lines = ["", f"{'what':44} {'value':>9} {'against':>9} {'ratio':>7}   aim"]
+
+    def row(what: str, value: float, against: float | None, ratio: float | None, aim: str) -> None:
+        shown = f"{against:9.2f}" if against is not None else " " * 9
+        lines.append(f"{what:44} {value:9.2f} {shown} {ratio if ratio is not None else float('nan'):7.2f}   {aim}")
+
+    for release, fresh in results["fresh"].items():
+        row(f"fresh deployment, {release}, s / apt-get", fresh["deploy_s"], fresh["floor_s"], fresh["ratio"], "<= 1.3")
+    noop = results["noop"]
+    row("nothing to do, s / setup", noop["noop_s"], noop["setup_s"], noop["ratio"], "<= 4")
+    for count, seconds in noop["by_hosts_s"].items():
+        row(f"nothing to do, {count} hosts, s", seconds, noop["by_hosts_s"][1], seconds / noop["by_hosts_s"][1], "")
+    row("each added host / the first", noop["each_added_host_of_first"], None, noop["each_added_host_of_first"], "<= 0.33")
+    row("round trips a host", noop["round_trips"], 12, noop["round_trips"] / 12, "<= 12")
+    for release, variants in results["load"].items():
+        for variant, aim in (("secure", "login >= 1.2"), ("fast", "login >= 5")):
+            for kind, what in LOADS.items():
+                value, against = variants[variant][kind], variants["stock"][kind]
+                row(f"{release}, {variant}, {what}", value, against, value / against, aim if kind == "login" else "")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=3, help="runs of each measurement (3)")
+    parser.add_argument("--seconds", type=float, default=6, help="seconds of each load (6)")
+    parser.add_argument("--only", nargs="+", choices=["fresh", "noop", "load"], default=["fresh", "noop", "load"])
+    arguments = parser.parse_args()
+    os.environ["ANSIBLE_NOCOLOR"] = "1"
+    (PROJECT / ".lab" / "ssh").mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_ssh_config()
+    file = PROJECT / ".lab" / "bench.json"
+    results = json.loads(file.read_text()) if file.is_file() else {}
+    try:
+        if "fresh" in arguments.only:
+            results["fresh"] = bench_fresh(arguments.runs)
+        if "noop" in arguments.only:
+            results["noop"] = bench_noop(arguments.runs)
+        if "load" in arguments.only:
+            results["load"] = bench_load(arguments.runs, arguments.seconds)
+    finally:
+        run(*playbook("molecule/shared/destroy.yml", HOSTS), check=False)
+    # Keys of by_hosts_s become text in JSON; make them so here, too.
+    results = json.loads(json.dumps(results))
+    results["noop"]["by_hosts_s"] = {int(count): seconds for count, seconds in results["noop"]["by_hosts_s"].items()}
+    file.write_text(json.dumps(results, indent=2) + "\n")
+    print(table(results))
+    print(f"\nWritten to {file}")
+
+
+if __name__ == "__main__":
+    main()
