@@ -100,6 +100,9 @@ def faults(variables: dict, host: dict) -> list[str]:
         found.append("mail_tls_names: empty; name what clients connect to")
     if variables.get("mail_tls_source") == "given":
         found += given_faults(variables, datetime.datetime.fromtimestamp(host["time"], datetime.UTC))
-    elif variables.get("mail_tls_renew_before_days", 30) >= variables.get("mail_tls_days", 90):
-        found.append("mail_tls_renew_before_days: must be less than mail_tls_days, or every run renews")
+    else:
+        if variables["mail_tls_renew_before_days"] >= variables["mail_tls_days"]:
+            found.append("mail_tls_renew_before_days: must be less than mail_tls_days, or every run renews")
+        if variables["mail_tls_days"] >= variables["mail_tls_ca_days"]:
+            found.append("mail_tls_ca_days: must be more than mail_tls_days, or every run renews the CA")
     return found

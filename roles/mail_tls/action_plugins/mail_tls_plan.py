@@ -44,12 +44,15 @@ def names_of(certificate: x509.Certificate) -> set[str]:
     return dns | {f"IP:{address}" for address in extension.get_values_for_type(x509.IPAddress)}
 
 
-def reason_to_make_ca(certificate: bytes | None, now: datetime.datetime) -> str:
-    """Return why the CA has to be made, or an empty string."""
+def reason_to_make_ca(certificate: bytes | None, lifetime: datetime.timedelta, now: datetime.datetime) -> str:
+    """Return why the CA has to be made, or an empty string.
+
+    A CA is renewed, with its key, while a certificate of *lifetime* that it issues now would outlive it.
+    """
     if certificate is None:
         return "there is no CA yet"
     ends = x509.load_pem_x509_certificate(certificate).not_valid_after_utc
-    return f"the CA ended {ends:%Y-%m-%d}" if ends <= now else ""
+    return f"the CA ends {ends:%Y-%m-%d}" if ends <= now + lifetime else ""
 
 
 def reason_to_issue(
@@ -93,7 +96,7 @@ class ActionModule(ActionBase):
             return result
         ca_file = Path(args["ca_directory"]) / "ca.crt"
         ca = ca_file.read_bytes() if ca_file.is_file() else None
-        why_ca = reason_to_make_ca(ca, now)
+        why_ca = reason_to_make_ca(ca, datetime.timedelta(days=int(args["days"])), now)
         renew_before = datetime.timedelta(days=int(args["renew_before_days"]))
         why = why_ca or reason_to_issue(args["live_certificate"], ca, args["names"], renew_before, now)
         key_path = key_path_in(args["live_config"])

@@ -49,6 +49,13 @@ def test_reason_to_issue(live, names, reason):
     assert plan.reason_to_issue(live, CA, names, MONTH, NOW) == reason
 
 
+def test_a_ca_is_renewed_before_it_cuts_a_certificate_short():
+    """Made when there is none, and again when what it issues would outlive it."""
+    assert plan.reason_to_make_ca(None, MONTH, NOW) == "there is no CA yet"
+    assert plan.reason_to_make_ca(CA, MONTH, NOW) == ""
+    assert plan.reason_to_make_ca(CA, 25 * MONTH, NOW).startswith("the CA ends 2028-")
+
+
 @pytest.mark.parametrize(
     ("config", "path"),
     [("ssl_key = </a/key.pem\n", "/a/key.pem"), ("x\nssl_server_key_file = /b/key.pem\n", "/b/key.pem"), (None, None)],
