@@ -88,6 +88,10 @@ def work(kind: str, seconds: float, number: int, password: str, results: multipr
 def main() -> None:
     """Run the workers and print the rate and the 99th percentile."""
     kind, seconds, workers, password = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    if kind == "lmtp":
+        # An account's very first deliveries at once race in Dovecot 2.4.1 (README, Limits); that is not measured here.
+        for number in range(USERS):
+            lmtp(context(), f"user{number}@bench.test", password)
     results: multiprocessing.Queue = multiprocessing.Queue()
     processes = [
         multiprocessing.Process(target=work, args=(kind, seconds, number * 7, password, results)) for number in range(workers)

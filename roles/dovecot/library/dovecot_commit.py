@@ -278,8 +278,9 @@ def runs_old_binary() -> bool:
 
 
 def listeners(config: str) -> list[str]:
-    """Return the lines of a dovecot.conf that say who listens where."""
-    return re.findall(r"^\s*(?:protocols|listen|address|port|ssl) = .*$|^\s*inet_listener .*$", config, re.MULTILINE)
+    """Return the lines of a dovecot.conf that say who listens where, and who may connect to a socket."""
+    names = "protocols|listen|address|port|ssl|mode|user|group"
+    return re.findall(rf"^\s*(?:{names}) = .*$|^\s*(?:inet|unix|fifo)_listener .*$", config, re.MULTILINE)
 
 
 def make_unit_current(action: str, old: dict[str, str], new: dict[str, str]) -> None:
@@ -580,7 +581,7 @@ class Transaction:
             return "restart"
         if relinked or old.get("dovecot.service.conf") != new.get("dovecot.service.conf"):
             return "restart"
-        # 2.4 opens no new listener on a reload.
+        # A reload opens no new listener in 2.4, and leaves the sockets' owners and modes as they were.
         if listeners(old.get(CONFIG, "")) != listeners(new[CONFIG]):
             return "restart"
         # The accounts' files are read again at each login; all else needs a reload.
