@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+from typing import TYPE_CHECKING
 
 import pytest
 from roles_loader import ROLES, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PROJECT = ROLES.parent
 EXAMPLE = PROJECT / "inventories" / "example"
@@ -23,9 +28,9 @@ def run(tmp_path):
     password = tmp_path / "password"
     password.write_text(VAULT_PASSWORD)
 
-    def run_command(*command: str) -> str:
+    def run_command(*command: str, inventory: Path = EXAMPLE) -> str:
         done = subprocess.run(
-            [*command, "--inventory", str(EXAMPLE), "--vault-password-file", str(password)], cwd=PROJECT, check=False,
+            [*command, "--inventory", str(inventory), "--vault-password-file", str(password)], cwd=PROJECT, check=False,
             capture_output=True, text=True, env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
         )
         assert done.returncode == 0, done.stdout + done.stderr
@@ -44,6 +49,15 @@ def test_every_variable_is_known_and_every_secret_is_indirect(run):
     vaulted = {name for name in variables if name.startswith("vault_")}
     assert vaulted
     assert all(f"{{{{ {name} }}}}" in text for name in vaulted)
+
+
+def test_a_private_ca_in_the_inventory_is_no_inventory(run, tmp_path):
+    """The CA that the first run makes beside the hosts must not stop the second."""
+    copy = tmp_path / "production"
+    shutil.copytree(EXAMPLE, copy)
+    (copy / "pki").mkdir()
+    (copy / "pki" / "ca.crt").write_text("-----BEGIN CERTIFICATE-----\n")
+    assert "mail1.example.org" in run("ansible-inventory", "--list", inventory=copy)
 
 
 def test_the_vault_is_encrypted():
