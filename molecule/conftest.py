@@ -17,7 +17,7 @@ from xdist.scheduler import LoadScopeScheduling
 PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "molecule" / "shared" / "lab"))
 
-import clients  # noqa: E402
+import clients  # noqa: E402  # found only on the path that the line above adds
 
 ACCESS_FILE = PROJECT / ".lab" / "access_test.json"
 PLAYBOOK_SECONDS = 600
