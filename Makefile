@@ -62,6 +62,5 @@ lock: ## Resolve the requirements anew and write the locked lists
 	@python3 requirements/install.py --lock
 
 clean: down ## Remove the lab's images and caches, and the Python environment, too
-	@molecule/shared/lab/podman images --quiet --filter reference='localhost/letterlock-*' | sort -u | xargs --no-run-if-empty molecule/shared/lab/podman rmi --force
-	molecule/shared/lab/podman --release
+	@molecule/shared/lab/podman --clean
 	rm -rf .venv .lab .ansible /var/cache/letterlock-lab

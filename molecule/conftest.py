@@ -91,7 +91,8 @@ class Site:
 
     def start(self, *arguments: str, **variables: object) -> subprocess.Popen:
         """Start a run with extra *variables* and return its process."""
-        environment = {**os.environ, "ANSIBLE_CONFIG": f"{PROJECT}/ansible.cfg", "ANSIBLE_NOCOLOR": "1"}
+        # molecule asks its children for colour wherever TERM knows it, and that request is stronger than NO_COLOR.
+        environment = {**os.environ, "ANSIBLE_CONFIG": f"{PROJECT}/ansible.cfg", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}
         extra = ["--extra-vars", json.dumps(variables)] if variables else []
         return subprocess.Popen(
             [*self.command, *extra, *arguments, f"{PROJECT}/playbooks/site.yml"], env=environment, cwd=PROJECT, text=True,

@@ -11,6 +11,7 @@ has failed, although molecule calls it a success.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -33,6 +34,9 @@ LINTERS = {
 }
 UNIT_TESTS = [sys.executable, "-m", "pytest", "--quiet", "--import-mode=importlib", "--doctest-modules", "roles", "requirements"]
 TAIL_LINES = 150
+# What is read here must read the same on a terminal and in a pipeline: molecule writes its steps in another form when it
+# colours them, which it does wherever TERM knows colour.
+PLAIN = {"NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", "PY_COLORS": "0"}
 
 
 @dataclass
@@ -54,7 +58,8 @@ def run(name: str, command: list[str], tally: Tally, *, quiet: bool) -> tuple[in
     print(f"==> {name}: {' '.join(command)}", flush=True)
     started = time.monotonic()
     with subprocess.Popen(
-        command, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command, cwd=PROJECT, env={**os.environ, **PLAIN}, text=True, errors="replace",
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     ) as process:
         lines = []
         for line in process.stdout:
