@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 
+import clients
 import pytest
 
 
@@ -66,6 +68,20 @@ def test_login_processes_are_locked_away(host, declared):
             assert re.search(r"CapEff:\t0{16}", host.check_output(f"cat /proc/{pid}/status"))
             found += 1
     assert found
+
+
+def test_open_sessions_share_no_process(host, mail, declared):
+    """Unless the operator asked for `fast`, each open session has a login and a mail process that no other has."""
+    if declared["performance"] == "fast":
+        return
+    for protocol in declared["protocols"]:
+        with ExitStack() as sessions:
+            for _ in range(4):
+                sessions.enter_context({"imap": clients.imap, "pop3": clients.pop3}[protocol](*mail.login()))
+            who = [line.split() for line in host.check_output("doveadm who -1").splitlines()]
+            mail_processes = {pid for user, service, pid, *_ in who if (user, service) == (mail.user, protocol)}
+            assert len(mail_processes) == 4, who
+            assert len(host.check_output(f"pgrep --full dovecot/{protocol}-login").split()) >= 4
 
 
 def test_exposure_is_low(host):
