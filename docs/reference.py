@@ -60,7 +60,8 @@ def reference() -> str:
     parts = [BEGIN]
     for role, spec in specs().items():
         parts += ["", f"### {role}", "", readable(" ".join(spec["description"])), ""]
-        parts += ["| variable | type | default | what it does |", "|---|---|---|---|", *rows(spec["options"])]
+        if spec["options"]:
+            parts += ["| variable | type | default | what it does |", "|---|---|---|---|", *rows(spec["options"])]
     return "\n".join([*parts, "", END])
 
 
@@ -69,7 +70,7 @@ def drift() -> list[str]:
     found = []
     for role, spec in specs().items():
         file = PROJECT / "roles" / role / "defaults" / "main.yml"
-        defaults = yaml.safe_load(file.read_text()) or {}
+        defaults = (yaml.safe_load(file.read_text()) if file.is_file() else None) or {}
         named = {name: option["default"] for name, option in spec["options"].items() if "default" in option}
         found += [f"{role}: {name} is in defaults and not in argument_specs" for name in defaults if name not in spec["options"]]
         found += [f"{role}: the default of {name} is not in defaults" for name in named if name not in defaults]

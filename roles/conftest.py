@@ -20,5 +20,8 @@ def load(path: str, name: str | None = None):
     return module
 
 
+# The package that mail_tools installs on hosts.
+sys.path.insert(0, str(ROLES / "mail_tools" / "files"))
+
 load("mail_host/module_utils/letterlock_files.py", "ansible.module_utils.letterlock_files")
 sys.modules["roles_loader"] = sys.modules[__name__]

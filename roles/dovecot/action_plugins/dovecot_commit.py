@@ -4,7 +4,8 @@ Every role of the play takes part by convention:
 
   templates/dovecot/SERIES/*.conf.j2   its fragment in the dialect 2.3 or 2.4
   templates/dovecot/common/*.conf.j2   a fragment that both dialects share
-  templates/release/*.j2               a file of its own in the release
+  templates/release/*.j2               a file of its own in the release; systemd's units are linked and started
+  templates/release/_*.j2              what those include
 
 Fragments become one dovecot.conf, the dovecot role's base first and what is
 named zz-* last. A template that renders to nothing leaves nothing behind.
@@ -31,7 +32,7 @@ def find_templates(roles: list[Path], series: str) -> tuple[list[Path], list[Pat
     for role in roles:
         for folder in (series, "common"):
             fragments += sorted((role / "templates" / "dovecot" / folder).glob("*.conf.j2"))
-        others += sorted((role / "templates" / "release").glob("*.j2"))
+        others += sorted(path for path in (role / "templates" / "release").glob("*.j2") if not path.name.startswith("_"))
     # The base first, raw settings last, and the order of the play between them.
     fragments.sort(key=lambda path: (path.name != "dovecot.conf.j2", path.name.startswith("zz-")))
     return fragments, others

@@ -16,6 +16,7 @@ options:
   series: {description: The dialect, type: str, choices: ["2.3", "2.4"], required: true}
   root: {description: Directory that holds releases and the link to the live one, type: path, required: true}
   entries: {description: Paths beside the release that belong to it; see host_tree, type: list, elements: dict}
+  units: {description: Directory of systemd's units. A release's own units are linked there, and its timers and paths run, type: path}
   links: {description: Links into the live release by path; a target that the release lacks removes its link, type: dict}
   user: {description: The system user that owns the mail; sysusers.d makes it, type: str}
   certificate: {description: Name of the release's file with the certificate that clients must be shown, type: str}
@@ -60,10 +61,13 @@ from ansible.module_utils.basic import AnsibleModule
 UNIT = "dovecot.service"
 CONFIG = "dovecot.conf"
 PROBES = "probes.json"
+USERDB = "accounts.userdb"
 GROUP = "dovecot"
 SECRET_SUFFIXES = (".passdb",)
 # systemd warns of drop-ins that it alone may read; the directory keeps others out anyway.
-UNIT_SUFFIXES = (".service.conf",)
+UNIT_SUFFIXES = (".service.conf", ".service", ".timer", ".path")
+# A unit that is not started by another, and what starts it at boot.
+WANTED_BY = {".timer": "timers.target.wants", ".path": "paths.target.wants"}
 MODULES = "/usr/lib/dovecot/modules"
 PROBE_SECONDS = 8.0
 RELOAD_SETTLE_SECONDS = 1.0
@@ -277,6 +281,38 @@ def runs_old_binary() -> bool:
         return False
 
 
+def own_units(tree: dict[str, str]) -> dict[str, str]:
+    """Return {name: content} of the release's units other than Dovecot's drop-in."""
+    return {name: content for name, content in tree.items() if name.endswith((".service", *WANTED_BY))}
+
+
+def unit_links(tree: dict[str, str], directory: str) -> dict[str, str]:
+    """Return {path: name of the release's file} that make the units of *tree* known and start them at boot."""
+    links = {}
+    for name in own_units(tree):
+        links[os.path.join(directory, name)] = name
+        wants = WANTED_BY.get(os.path.splitext(name)[1])
+        if wants:
+            links[os.path.join(directory, wants, name)] = name
+    return links
+
+
+def start_units(old: dict[str, str], new: dict[str, str]) -> list[str]:
+    """Bring the timers and paths from the release *old* to *new*; return those that were started or stopped."""
+    before, after = ({name: text for name, text in own_units(tree).items() if not name.endswith(".service")} for tree in (old, new))
+    gone = sorted(set(before) - set(after))
+    if own_units(old) != own_units(new):
+        run("systemctl", "daemon-reload")
+    if gone:
+        # Their files are gone already; systemd still knows them until the next reload.
+        run("systemctl", "stop", *gone, check=False)
+    inactive = [name for name in after if run("systemctl", "is-active", name, check=False).stdout.strip() != "active"]
+    changed = sorted({name for name in after if before.get(name) != after[name]} | set(inactive))
+    if changed:
+        run("systemctl", "restart", *changed)
+    return gone + changed
+
+
 def listeners(config: str) -> list[str]:
     """Return the lines of a dovecot.conf that say who listens where, and who may connect to a socket."""
     names = "protocols|listen|address|port|ssl|mode|user|group"
@@ -323,8 +359,8 @@ def kick_lost(passdb: str) -> list[str]:
     return lost
 
 
-def changed_passwords(old: str, new: str) -> list[str]:
-    """Return accounts that both passdb texts have, with another password."""
+def changed_accounts(old: str, new: str) -> list[str]:
+    """Return accounts that both texts of a passwd-file have, with another line: another password, quota or hold."""
     before, after = (dict(line.split(":", 1) for line in text.splitlines() if ":" in line) for text in (old, new))
     return sorted(name for name in before.keys() & after.keys() if before[name] != after[name])
 
@@ -487,6 +523,7 @@ class Transaction:
         # A release says itself what to ask of it, so that the way back can be probed, too.
         self.tree: dict[str, str] = {**job["files"], PROBES: json.dumps(job["probes"], indent=2) + "\n"}
         self.diffs: list[dict] = []
+        self.old: dict[str, str] = {}
         self.pending: dict | None = None
         if os.path.exists(self.pending_file):
             with open(self.pending_file, encoding="utf-8") as stream:
@@ -510,18 +547,20 @@ class Transaction:
                     files.apply_entry(entry, found)
 
     def links(self, tree: dict[str, str]) -> bool:
-        """Make the links into the live release; return whether one changed."""
+        """Make the links into the live release; return whether one of Dovecot's own changed."""
         changed = False
-        for path, name in self.job["links"].items():
+        known = {**unit_links(self.old, self.job["units"]), **unit_links(tree, self.job["units"])}
+        for path, name in {**self.job["links"], **known}.items():
             entry = {"path": path, "state": "absent"}
             if name in tree:
                 entry = {"path": path, "state": "link", "target": os.path.join(self.current, name)}
             found = files.read_state(path)
             diff = files.difference(entry, found)
             if diff:
-                changed = True
+                changed = changed or path in self.job["links"]
                 self.diffs.append(diff)
                 if not self.check_mode:
+                    os.makedirs(os.path.dirname(path), exist_ok=True)
                     files.apply_entry(entry, found)
         return changed
 
@@ -586,7 +625,7 @@ class Transaction:
             return "restart"
         # The accounts' files are read again at each login; all else needs a reload.
         apart = {name for name in set(old) | set(new) if old.get(name) != new.get(name)}
-        if self.pending or apart - {self.job["passdb"], "accounts.userdb"}:
+        if self.pending or apart - {self.job["passdb"], USERDB}:
             return "reload"
         return "none"
 
@@ -609,11 +648,13 @@ class Transaction:
         else:
             self.point_at(previous, previous)
             old = read_release(previous)
+            self.old = failed
             self.links(old)
             self.pending = {"previous": previous}
             outcome = f"the earlier release {os.path.basename(previous)} serves again"
             try:
                 make_unit_current("restart", failed, old)
+                start_units(failed, old)
                 probe_all({**self.job, "probes": json.loads(old.get(PROBES, "[]"))}, None)
             except (files.Fault, ProbeFailed) as fault:
                 outcome = f"the earlier release {os.path.basename(previous)} is back and fails, too:\n{fault}\nThe new one"
@@ -638,9 +679,20 @@ class Transaction:
                 if f"{path}/" not in kept:
                     shutil.rmtree(path)
 
+    def kick(self, old: dict[str, str]) -> list[str]:
+        """End the sessions of accounts that are gone or changed since *old*; return those that are gone."""
+        name = self.job["passdb"]
+        kicked = []
+        if name in self.tree and (old.get(name) != self.tree[name] or self.pending):
+            kicked = kick_lost(os.path.join(self.current, name))
+        for passwd_file in (name, USERDB):
+            for account in changed_accounts(old.get(passwd_file, ""), self.tree.get(passwd_file, "")):
+                run("doveadm", "kick", account, check=False)
+        return kicked
+
     def run(self) -> dict:
         """Do what is needed and return the result."""
-        old = read_release(self.live)
+        old = self.old = read_release(self.live)
         self.diffs += release_diffs(self.live, self.tree)
         changed_release = bool(self.diffs)
         if self.check_mode:
@@ -673,14 +725,11 @@ class Transaction:
                 self.roll_back(previous if previous != directory else None, self.tree, str(why), started)
             if os.path.exists(self.pending_file):
                 self.settle()
-            name = self.job["passdb"]
-            if name in self.tree and (old.get(name) != self.tree[name] or self.pending):
-                kicked = kick_lost(os.path.join(self.current, name))
-                for account in changed_passwords(old.get(name, ""), self.tree[name]):
-                    run("doveadm", "kick", account, check=False)
+            kicked = self.kick(old)
             self.prune()
+        units = start_units(old, self.tree)
         return {
-            "changed": bool(self.diffs or action != "none" or self.pending), "diff": self.diffs, "action": action,
+            "changed": bool(self.diffs or action != "none" or self.pending or units), "diff": self.diffs, "action": action,
             "release": os.path.basename(directory or ""), "kicked": kicked,
         }
 

@@ -11,7 +11,7 @@ from ansible.plugins.action import ActionBase
 from ansible.template import generate_ansible_template_vars, trust_as_template
 
 STATES = ("file", "directory", "link", "absent")
-KEYS = {"path", "state", "template", "content", "target", "owner", "group", "mode", "validate", "secret"}
+KEYS = {"path", "state", "template", "content", "target", "owner", "group", "mode", "validate", "secret", "purge"}
 
 
 def check_entry(entry: dict) -> list[str]:

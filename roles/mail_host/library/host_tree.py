@@ -27,6 +27,7 @@ options:
       mode: {description: Permission bits in octal., type: str}
       validate: {description: Command that must accept the candidate; C(%s) is its path., type: str}
       secret: {description: Mask the content in diffs., type: bool, default: false}
+      purge: {description: Remove what stands in the directory and is no entry; Python's caches stay., type: bool, default: false}
 author: [Letterlock]
 """
 
@@ -52,6 +53,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     entries = json.loads(base64.b64decode(module.params["payload"]))
+    entries += files.strangers(entries)
     paths, diffs = [], []
     for entry in entries:
         try:

@@ -171,6 +171,17 @@ def remove(path: str, found: dict) -> None:
         os.unlink(path)
 
 
+def strangers(entries: list[dict]) -> list[dict]:
+    """Return an absence for each child of the entries' purged directories that is no entry itself."""
+    named = {entry["path"] for entry in entries}
+    found = []
+    for entry in entries:
+        if entry.get("purge") and os.path.isdir(entry["path"]):
+            paths = (os.path.join(entry["path"], name) for name in sorted(os.listdir(entry["path"])) if name != "__pycache__")
+            found += [{"path": path, "state": "absent"} for path in paths if path not in named]
+    return found
+
+
 def apply_entry(entry: dict, found: dict) -> None:
     """Bring the host from *found* to what *entry* wants."""
     path, state = entry["path"], entry["state"]

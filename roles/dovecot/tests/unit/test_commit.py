@@ -49,10 +49,10 @@ def test_a_changed_listener_is_noticed(before, after, same):
     assert (module.listeners(before) == module.listeners(after)) is same
 
 
-def test_changed_passwords():
+def test_changed_accounts():
     """Accounts that both have, with another hash; not those that came or went."""
     old, new = "# x\na@t:1::\nb@t:1::\nc@t:1::\n", "# y\na@t:1::\nb@t:2::\nd@t:1::\n"
-    assert module.changed_passwords(old, new) == ["b@t"]
+    assert module.changed_accounts(old, new) == ["b@t"]
 
 
 def test_release_ids_depend_on_content_alone():

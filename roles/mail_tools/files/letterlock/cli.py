@@ -1,0 +1,332 @@
+"""`letterlock`: what an operator asks of a host.
+
+Exit codes: 0 done; 1 done in part, or what was to be proven does not hold;
+2 refused before anything changed; 75 another run is under way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from letterlock import erasure, fetched, holds, metrics, policies, settings
+from letterlock.doveadm import Doveadm, Failed
+from letterlock.durations import show_duration
+from letterlock.ledger import Broken, Ledger
+from letterlock.retention import Refused, Run, read_state, write_state
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOCK = Path("/var/lib/letterlock/retention.lock")
+WAIT_SECONDS = 600
+EX_TEMPFAIL = 75
+
+
+class Busy(Exception):
+    """Another run holds the lock, and goes on holding it."""
+
+
+@contextlib.contextmanager
+def only_one(seconds: float = WAIT_SECONDS) -> Iterator[None]:
+    """Hold the lock that runs share; wait for it *seconds*, then raise Busy."""
+    deadline = time.monotonic() + seconds
+    LOCK.parent.mkdir(mode=0o711, exist_ok=True)
+    with LOCK.open("a", encoding="ascii") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise Busy(f"another run has held {LOCK} for {seconds:.0f} s") from None
+                time.sleep(0.2)
+        yield
+
+
+@contextlib.contextmanager
+def one_run(*, wait: float = WAIT_SECONDS, writes: bool = True) -> Iterator[Run]:
+    """Give a run with its ledger open, alone on the host; sign the ledger when it ends, whatever became of it."""
+    now = time.time()
+    wanted = settings.read()
+    with only_one(wait):
+        ledger = Ledger()
+        ledger.open()
+        try:
+            if writes:
+                ledger.rotate(now=now, segment_seconds=wanted.ledger_keep_seconds / 8)
+            before = ledger.sequence
+            try:
+                yield Run(wanted, ledger, now)
+            finally:
+                if writes and ledger.sequence != before:
+                    ledger.sign(now, now - wanted.ledger_keep_seconds)
+        finally:
+            ledger.close()
+
+
+def report(run: Run, seconds: float) -> int:
+    """Print the journal's lines of a run, write its metrics, and return the exit code."""
+    tally = run.tally
+    for policy in run.settings.policies:
+        age = f", oldest that stays {show_duration(run.now - tally.oldest[policy.name])}" if policy.name in tally.oldest else ""
+        print(
+            f"{policy.name}: examined {tally.examined[policy.name]}, expunged {tally.expunged[policy.name]} "
+            f"({tally.octets[policy.name]} octets){age}"
+        )
+    for failure in tally.failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    print(
+        f"run {run.identity}: {tally.accounts} accounts, {tally.held} held, {sum(tally.expunged.values())} expunged, "
+        f"{tally.kept} stayed after all, {len(tally.failures)} failures, {seconds:.1f} s, ledger {run.ledger.sequence} {run.ledger.hash}"
+    )
+    names = [policy.name for policy in run.settings.policies]
+    metrics.write(
+        run.settings.metrics_file,
+        {
+            "examined": {name: tally.examined[name] for name in names},
+            "expunged": {name: tally.expunged[name] for name in names},
+            "expunged_bytes": {name: tally.octets[name] for name in names},
+            "oldest_remaining_seconds": {name: int(run.now - saved) for name, saved in tally.oldest.items()},
+        },
+        {"run_seconds": round(seconds, 3), "failures": len(tally.failures), "held_accounts": tally.held,
+         **({} if tally.failures else {"last_success_timestamp_seconds": int(run.now)})},
+    )
+    return int(bool(tally.failures))
+
+
+def retention_run(arguments: argparse.Namespace) -> int:
+    """Run the policies for all accounts."""
+    started = time.monotonic()
+    with one_run(writes=not arguments.dry_run) as run:
+        if arguments.dry_run:
+            for line in run.dry_run():
+                print(line)
+            for failure in run.tally.failures:
+                print(f"FAILED {failure}", file=sys.stderr)
+            return int(bool(run.tally.failures))
+        run.execute(acknowledged=arguments.acknowledge)
+    return report(run, time.monotonic() - started)
+
+
+def retention_fetched(_arguments: argparse.Namespace) -> int:
+    """Expunge what POP3 sessions fetched and what is due."""
+    with one_run() as run:
+        refusals = run.clock_refusals()
+        if refusals:
+            raise Refused("nothing was deleted: " + "; ".join(refusals))
+        begun = run.ledger.sequence
+        waiting = fetched.expunge_fetched(run)
+        if run.ledger.sequence != begun:
+            run.end()
+    for policy, count in run.tally.expunged.items():
+        print(f"{policy}: expunged {count} fetched by POP3 ({run.tally.octets[policy]} octets), {waiting} sessions wait for their time")
+    for failure in run.tally.failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    return int(bool(run.tally.failures))
+
+
+def why_or_why_not(policy: policies.Policy, account: str, mailbox: str, effective: list[policies.Policy]) -> str:
+    """Return whether *policy* holds for *mailbox* of *account*, and why."""
+    if not policy.covers_account(account):
+        return "is for other accounts"
+    if not policy.limits:
+        return "says something of POP3 only"
+    if not policy.covers_mailbox(mailbox):
+        return "is for other mailboxes"
+    if policy not in effective:
+        return f"gives way to {', '.join(other.name for other in effective)}, which overrides"
+    return "applies and overrides the others" if policy.override else "applies"
+
+
+def retention_explain(arguments: argparse.Namespace) -> int:
+    """Say which policy holds for a mailbox, and why."""
+    wanted = settings.read()
+    account, mailbox = arguments.account, arguments.mailbox
+    if account not in Doveadm().users():
+        print(f"there is no account {account}", file=sys.stderr)
+        return 2
+    effective = policies.effective(wanted.policies, account, mailbox)
+    for policy in wanted.policies:
+        print(f"{policy.name} ({policy.describe()}): {why_or_why_not(policy, account, mailbox, effective)}")
+    label = f"{account}, {mailbox}:"
+    limits = [policy for policy in effective if policy.keep_for is not None]
+    if limits:
+        strictest = min(limits, key=lambda policy: policy.keep_for)
+        print(f"{label} the strictest in time is {strictest.name}, {show_duration(strictest.keep_for)} since {strictest.since}")
+    elif not effective:
+        print(f"{label} nothing is expunged")
+    _, by = policies.effective_after_fetch(wanted.policies, account)
+    if mailbox.upper() == "INBOX" and by:
+        print(f"{label} {by.name} {by.describe()}")
+    for hold in wanted.holds:
+        if account in hold["accounts"]:
+            print(f"{label} held by {hold['name']}" + (f", only {' '.join(hold['search'])}" if hold["search"] else ": nothing is expunged"))
+    return 0
+
+
+def ledger_verify(_arguments: argparse.Namespace) -> int:
+    """Verify the chain and the signature."""
+    found = Ledger().verify()
+    unsigned = f", {found['unsigned']} of an unfinished run after them" if found["unsigned"] else ""
+    print(f"whole: {found['lines']} lines, signed up to {found['signed']}{unsigned}; the last one's hash is {found['hash']}")
+    return 0
+
+
+def ledger_key(_arguments: argparse.Namespace) -> int:
+    """Print the public key that verifies the ledger."""
+    print(Ledger().public_key(), end="")
+    return 0
+
+
+def ledger_prove(arguments: argparse.Namespace) -> int:
+    """State what remains of an account, checked against its mailboxes now."""
+    account = arguments.account
+    with one_run(writes=False) as run:
+        if account not in run.doveadm.users():
+            print(f"there is no account {account}", file=sys.stderr)
+            return 2
+        covering = [policy for policy in run.settings.policies if policy.limits and policy.covers_account(account)]
+        lines = run.plan_accounts([(account, covering)]) if covering else []
+        found = run.ledger.verify()
+    for failure in run.tally.failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    older = Counter((policy, line["mailbox"]) for line in lines for _, policy, _ in line["going"])
+    held = [hold["name"] for hold in run.holds_of(account)]
+    for policy in covering:
+        remaining = {mailbox: count for (name, mailbox), count in older.items() if name == policy.name}
+        limit = policy.describe()
+        if not remaining:
+            print(f"{policy.name} ({limit}): nothing remains that should be gone")
+        for mailbox, count in remaining.items():
+            why = f"held by {', '.join(held)}" if held else "NOT SO"
+            print(f"{policy.name} ({limit}): {why}: {count} messages remain in {mailbox}")
+    print(f"the ledger is whole: {found['lines']} lines, {found['hash']}")
+    return int(bool(run.tally.failures or (older and not held)))
+
+
+def hold_named(wanted: settings.Settings, name: str) -> dict:
+    """Return the hold *name*; raise Refused when there is none."""
+    for hold in wanted.holds:
+        if hold["name"] == name:
+            return hold
+    raise Refused(f"there is no hold {name}; `letterlock hold list` shows them, mail_retention_holds sets them")
+
+
+def hold_list(_arguments: argparse.Namespace) -> int:
+    """List the holds."""
+    for hold in settings.read().holds:
+        print(f"{hold['name']}: {', '.join(hold['accounts'])}" + (f" ({' '.join(hold['search'])})" if hold["search"] else ""))
+    return 0
+
+
+def hold_show(arguments: argparse.Namespace) -> int:
+    """Show what a hold covers, by account and mailbox."""
+    wanted = settings.read()
+    hold = hold_named(wanted, arguments.name)
+    for account in hold["accounts"]:
+        rows = holds.held_messages(Doveadm(), hold, account, wanted.held_mailbox)
+        counts = Counter(row["mailbox"] for row in rows)
+        print(f"{account}: {len(rows)} messages")
+        for mailbox, count in sorted(counts.items()):
+            print(f"  {mailbox}: {count}" + (" (expunged by the user)" if mailbox == wanted.held_mailbox else ""))
+    return 0
+
+
+def hold_export(arguments: argparse.Namespace) -> int:
+    """Export what a hold covers, with a manifest of hashes."""
+    wanted = settings.read()
+    hold = hold_named(wanted, arguments.name)
+    if arguments.directory.exists():
+        raise Refused(f"{arguments.directory} is there already; name a new directory")
+    for line in holds.export(Doveadm(), hold, wanted.held_mailbox, arguments.directory, arguments.format):
+        print(line)
+    return 0
+
+
+def hold_record(_arguments: argparse.Namespace) -> int:
+    """Record in the ledger which holds were set or lifted; a deployment does this by itself."""
+    with one_run() as run:
+        state = read_state(run.settings.state_directory)
+        if run.record_holds(state):
+            write_state(run.settings.state_directory, {**state, **{name: run.known(state)[name] for name in ("holds", "released")}})
+    return 0
+
+
+def erase(arguments: argparse.Namespace) -> int:
+    """Erase what the host keeps of an account that exists no longer."""
+    account = arguments.account
+    local, _, domain = account.rpartition("@")
+    with one_run() as run:
+        refusals = erasure.refusals(run, account, arguments.confirm)
+        if not local or "/" in account or local.startswith("."):
+            refusals.append(f"{account!r} is not an account's full address")
+        if refusals:
+            raise Refused("nothing was erased:\n" + "\n".join(f"  - {refusal}" for refusal in refusals))
+        print(erasure.erase(run, account, run.settings.mail_root / domain / local))
+    print(f"copies in backups: {arguments.backups}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    top = argparse.ArgumentParser(prog="letterlock", description="What an operator asks of a mail host.")
+    areas = top.add_subparsers(required=True, metavar="AREA")
+
+    def command(area, name: str, action, text: str) -> argparse.ArgumentParser:
+        made = area.add_parser(name, help=text, description=text)
+        made.set_defaults(action=action)
+        return made
+
+    area = areas.add_parser("retention", help="policies and their runs").add_subparsers(required=True, metavar="COMMAND")
+    run = command(area, "run", retention_run, "Run the policies for all accounts.")
+    run.add_argument("--dry-run", action="store_true", help="say exactly what would go, and change nothing")
+    run.add_argument("--acknowledge", metavar="WORD", help="go on after a refusal, with the word that it printed")
+    command(area, "fetched", retention_fetched, "Expunge what POP3 sessions fetched, as the policies say.")
+    explain = command(area, "explain", retention_explain, "Say which policy holds for a mailbox, and why.")
+    explain.add_argument("account")
+    explain.add_argument("mailbox")
+    area = areas.add_parser("ledger", help="the record of deletions").add_subparsers(required=True, metavar="COMMAND")
+    command(area, "verify", ledger_verify, "Find a line that was removed, changed or moved, or an end that was cut off.")
+    command(area, "key", ledger_key, "Print the public key that verifies the ledger.")
+    command(area, "prove", ledger_prove, "State what remains of an account, checked against its mailboxes now.").add_argument("account")
+    area = areas.add_parser("hold", help="legal holds").add_subparsers(required=True, metavar="COMMAND")
+    command(area, "list", hold_list, "List the holds.")
+    command(area, "show", hold_show, "Show what a hold covers, by account and mailbox.").add_argument("name")
+    command(area, "record", hold_record, "Record in the ledger which holds were set or lifted; a deployment does this by itself.")
+    export = command(area, "export", hold_export, "Export what a hold covers, with a manifest of hashes.")
+    export.add_argument("name")
+    export.add_argument("directory", type=Path, help="a new directory")
+    export.add_argument("--format", choices=sorted(holds.WRITERS), default="maildir", help="maildir (the default) or mbox")
+    command_erase = areas.add_parser("erase", help="the right to erasure", description="Erase an account that exists no longer.")
+    command_erase.set_defaults(action=erase)
+    command_erase.add_argument("account")
+    command_erase.add_argument("--confirm", required=True, metavar="ACCOUNT", help="the account's name once more")
+    command_erase.add_argument("--backups", required=True, help="what copies remain elsewhere and until when, for the answer")
+    return top
+
+
+def main() -> int:
+    """Run one command."""
+    arguments = parser().parse_args()
+    try:
+        return arguments.action(arguments)
+    except Busy as busy:
+        print(f"letterlock: {busy}", file=sys.stderr)
+        return EX_TEMPFAIL
+    except (Refused, settings.Unusable) as refused:
+        print(f"letterlock: {refused}", file=sys.stderr)
+        return 2
+    except (Broken, Failed, OSError) as fault:
+        print(f"letterlock: {fault}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
