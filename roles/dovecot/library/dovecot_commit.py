@@ -297,20 +297,29 @@ def unit_links(tree: dict[str, str], directory: str) -> dict[str, str]:
     return links
 
 
+def started_units(tree: dict[str, str]) -> dict[str, str]:
+    """Return {name: content} of the release's units that are started by nothing else."""
+    return {name: text for name, text in own_units(tree).items() if name.endswith(tuple(WANTED_BY))}
+
+
+def stop_units(old: dict[str, str], new: dict[str, str]) -> list[str]:
+    """Stop what the release *old* started and *new* does not know, while systemd still has its file; return the names."""
+    gone = sorted(set(started_units(old)) - set(started_units(new)))
+    if gone:
+        run("systemctl", "stop", *gone)
+    return gone
+
+
 def start_units(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    """Bring the timers and paths from the release *old* to *new*; return those that were started or stopped."""
-    before, after = ({name: text for name, text in own_units(tree).items() if not name.endswith(".service")} for tree in (old, new))
-    gone = sorted(set(before) - set(after))
+    """Bring the timers and paths of the release *new* up; return those that were started."""
+    before, after = started_units(old), started_units(new)
     if own_units(old) != own_units(new):
         run("systemctl", "daemon-reload")
-    if gone:
-        # Their files are gone already; systemd still knows them until the next reload.
-        run("systemctl", "stop", *gone, check=False)
     inactive = [name for name in after if run("systemctl", "is-active", name, check=False).stdout.strip() != "active"]
     changed = sorted({name for name in after if before.get(name) != after[name]} | set(inactive))
     if changed:
         run("systemctl", "restart", *changed)
-    return gone + changed
+    return changed
 
 
 def listeners(config: str) -> list[str]:
@@ -649,6 +658,7 @@ class Transaction:
             self.point_at(previous, previous)
             old = read_release(previous)
             self.old = failed
+            stop_units(failed, old)
             self.links(old)
             self.pending = {"previous": previous}
             outcome = f"the earlier release {os.path.basename(previous)} serves again"
@@ -711,6 +721,7 @@ class Transaction:
         previous = (self.pending or {}).get("previous", self.live) if self.pending else self.live
         if changed_release:
             self.point_at(directory, previous)
+        units = stop_units(old, self.tree)
         relinked = self.links(self.tree)
         action = self.needed_action(old, self.tree, relinked=relinked)
         self.enable()
@@ -727,7 +738,7 @@ class Transaction:
                 self.settle()
             kicked = self.kick(old)
             self.prune()
-        units = start_units(old, self.tree)
+        units += start_units(old, self.tree)
         return {
             "changed": bool(self.diffs or action != "none" or self.pending or units), "diff": self.diffs, "action": action,
             "release": os.path.basename(directory or ""), "kicked": kicked,

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 # Accounts asked about in one request, and messages in one command.
 BATCH = 25
 UIDS_AT_ONCE = 500
+# Messages by which a mailbox is known again.
+SAMPLES = 3
 WORKERS = 2
 # A clock that is this much behind the ledger is only being adjusted.
 CLOCK_BEHIND_SECONDS = 300
@@ -206,7 +208,7 @@ class Run:
                 continue
             mailboxes = self.mailboxes_of(account, policies, rows)
             if mailboxes:
-                covered.append((account, mailboxes, self.marks.of([mailbox.guid for mailbox in mailboxes])))
+                covered.append((account, mailboxes, self.marks_of(account, mailboxes)))
         answers = self.doveadm.batch([
             ("fetch", {"user": account, "field": fields_for(mailboxes), "query": query_for(mailboxes, marks, self.now)})
             for account, mailboxes, marks in covered
@@ -220,6 +222,31 @@ class Run:
             except Failed as failed:
                 self.failed(account, failed)
         return lines
+
+    def marks_of(self, account: str, mailboxes: list[Mailbox]) -> dict[str, list[tuple[int, int]]]:
+        """Return the marks of *mailboxes* by GUID, and note where they have come by now.
+
+        A mailbox that has a new GUID under an old name is the same one with a rebuilt index when its messages are the
+        same under the same UIDs; one that its user made anew is not.
+        """
+        marks = self.marks.of([mailbox.guid for mailbox in mailboxes])
+        for mailbox in mailboxes:
+            known = marks.get(mailbox.guid, [])
+            if known and max(next_uid for _, next_uid in known) >= mailbox.next_uid:
+                continue
+            earlier = [] if known else self.marks.earlier(account, mailbox.name)
+            wanted = {uid for _, samples in earlier for uid in samples} | set(range(mailbox.next_uid - SAMPLES, mailbox.next_uid))
+            where = [*in_mailbox(mailbox.name, mailbox.guid), "uid", uid_set([uid for uid in wanted if uid > 0])]
+            rows = self.doveadm.one("fetch", user=account, field=["uid", "guid"], query=where)
+            now = {int(row["uid"]): row["guid"] for row in rows}
+            for old, samples in earlier:
+                shared = samples.keys() & now.keys()
+                if shared and all(samples[uid] == now[uid] for uid in shared):
+                    marks[mailbox.guid] = self.marks.adopt(old, mailbox.guid)
+                    break
+            newest = dict(sorted(now.items())[-SAMPLES:])
+            self.marks.note(mailbox.guid, account, mailbox.name, (int(self.now), mailbox.next_uid), newest)
+        return marks
 
     def failed(self, account: str, failed: Failed) -> None:
         """Note an account that could not be looked at; the others go on."""
@@ -263,7 +290,6 @@ class Run:
             if going:
                 lines.append({"account": account, "mailbox": mailbox.name, "guid": mailbox.guid, "messages": mailbox.messages,
                               "policies": names, "going": [[uid, *why] for uid, why in going.items()]})
-            self.marks.note(mailbox.guid, int(self.now), mailbox.next_uid, marks.get(mailbox.guid, []))
         return lines
 
     def held_messages(self, account: str) -> set[tuple[str, int]]:
@@ -434,6 +460,11 @@ class Run:
             known = self.known(state)
             write_state(self.settings.state_directory, {**known, "acknowledged": word} if refusals else known)
             self.carry_out(spool)
+            # What policies have just let go of accounts under a hold went to the hidden mailbox.
+            spool.seek(0)
+            spool.truncate()
+            self.plan_released(state, spool)
+            self.carry_out(spool)
         self.end()
         self.marks.save(int(self.now), max((policy.keep_for or 0 for policy in self.settings.policies), default=0))
         write_state(self.settings.state_directory, known)
@@ -447,8 +478,7 @@ class Run:
 
     def plan_released(self, state: dict, spool) -> None:
         """Write to *spool* what users expunged under holds that keep it no longer."""
-        once = {account for hold in state.get("holds", []) for account in hold["accounts"]} | set(state.get("released", []))
-        for account in sorted(once & set(self.doveadm.users())):
+        for account in sorted(set(self.known(state)["released"]) & set(self.doveadm.users())):
             kept = [holds.expunged_search(hold) for hold in self.holds_of(account)]
             query = ["mailbox", self.settings.held_mailbox, *(word for terms in kept for word in ("not", "(", *terms, ")"))]
             try:
@@ -466,7 +496,8 @@ class Run:
 
     def known(self, state: dict) -> dict:
         """Return what the next run has to know of this one."""
-        once = {account for hold in state.get("holds", []) for account in hold["accounts"]} | set(state.get("released", []))
+        holds_ever = [*state.get("holds", []), *self.settings.raw["holds"]]
+        once = {account for hold in holds_ever for account in hold["accounts"]} | set(state.get("released", []))
         return {"policies": self.settings.raw["policies"], "folders": self.settings.folders, "holds": self.settings.raw["holds"],
                 "released": sorted(once)}
 
