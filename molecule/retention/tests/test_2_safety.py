@@ -80,8 +80,9 @@ def test_a_broken_mailbox_stops_nobody_else(host, store, declared):
     store.save(user, "Trash", 31, "broken")
     store.save(ADA, "Trash", 31, "whole")
     home = f"{declared['mail_root']}/letterlock.test/broken"
-    # What Dovecot can rebuild it rebuilds by itself; a directory in an index's place it can't.
-    index = host.check_output(f"find {home} -path '*Trash*' -name dovecot.index.log | head -1")
+    # What Dovecot can rebuild it rebuilds by itself; a directory in a file's place it can't.
+    name = {"sdbox": "dovecot.index.log", "maildir": "dovecot-uidlist"}[declared["mail_format"]]
+    index = host.check_output(f"find {home} -path '*Trash*' -name {name} | head -1")
     host.check_output(f"rm -f {index} && mkdir {index} && find {home} -path '*Trash*' -name 'dovecot.index' -delete")
     done = store.letterlock("retention run")
     assert done.rc == 1, done

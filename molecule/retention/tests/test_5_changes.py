@@ -70,8 +70,8 @@ def test_a_policy_that_became_stricter_needs_somebody_to_look(store, site):
 def erase(mail, account: str, confirmation: str, *arguments: str) -> subprocess.CompletedProcess:
     """Run the operator's playbook."""
     scenario = os.environ["MOLECULE_SCENARIO_DIRECTORY"]
-    inventories = [f"{PROJECT}/inventories/lab", f"{PROJECT}/molecule/shared/inventory", f"{PROJECT}/molecule/retention/inventory"]
-    command = ["ansible-playbook", *(f"--inventory={path}" for path in [*inventories, f"{scenario}/inventory"])]
+    inventories = [f"{PROJECT}/inventories/lab", f"{PROJECT}/molecule/shared/inventory", f"{scenario}/inventory"]
+    command = ["ansible-playbook", *(f"--inventory={path}" for path in inventories)]
     asked = {"erase_account": account, "erase_confirmation": confirmation}
     command += [f"--limit={mail.host['name']}", "--extra-vars", clients.json.dumps(asked)]
     environment = {**os.environ, "ANSIBLE_CONFIG": f"{PROJECT}/ansible.cfg", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}
