@@ -132,6 +132,7 @@ def test_metrics(host, store):
     metrics = host.check_output("cat /var/lib/letterlock/metrics/retention.prom")
     for name in ("examined", "expunged", "expunged_bytes"):
         assert f'letterlock_retention_{name}{{policy="trash"}}' in metrics
+    assert 'letterlock_retention_expunged_total{policy="trash"}' in metrics
     assert 'letterlock_retention_oldest_remaining_seconds{policy="inbox"}' in metrics
     assert "letterlock_retention_last_success_timestamp_seconds" in metrics
     assert host.file("/var/lib/letterlock/metrics/retention.prom").mode == 0o644

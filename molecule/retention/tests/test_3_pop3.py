@@ -74,6 +74,7 @@ def test_fetched_mail_goes_at_the_end_of_the_session(host, store, mail):
     assert [line["why"] for line in lines[-2:]] == ["fetched by POP3"] * 2
     assert {line["policy"] for line in lines} == {"fetched"}
     assert not host.check_output(f"find {SPOOL} -type f")
+    assert 'letterlock_retention_expunged_total{policy="fetched"}' in host.check_output("cat /var/lib/letterlock/metrics/retention.prom")
 
 
 def test_a_crash_after_quit_loses_neither_mail_nor_record(host, store, mail):

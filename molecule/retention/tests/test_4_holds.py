@@ -22,6 +22,10 @@ def test_nothing_expunges_held_mail(host, store, mail):
         client.select()
         client.store("1", "+FLAGS", "\\Deleted")
         client.expunge()
+        # A whole folder, too: what is in it, and its name, are the user's to delete.
+        client.create("Folder")
+        client.append("Folder", None, None, b"Subject: by-delete\r\n\r\nx\r\n")
+        assert client.delete("Folder")[0] == "OK"
     with clients.pop3(*mail.login(HELD)) as client:
         client.dele(1)
     session = RawPop3(mail, HELD)
@@ -30,9 +34,9 @@ def test_nothing_expunges_held_mail(host, store, mail):
     session.say("QUIT")
     host.check_output("sleep 2; systemctl start letterlock-fetched")
     assert store.subjects(HELD, "INBOX") == {"by-fetch", "stays"}
-    assert store.subjects(HELD, "Held") == {"by-expunge", "by-dele"}
+    assert store.subjects(HELD, "Held") == {"by-expunge", "by-dele", "by-delete"}
     store.run()
-    assert store.subjects(HELD, "Held") == {"by-expunge", "by-dele"}
+    assert store.subjects(HELD, "Held") == {"by-expunge", "by-dele", "by-delete"}
 
 
 def test_its_user_sees_nothing_of_it(mail):
@@ -67,8 +71,8 @@ def test_list_and_show(store):
     assert f"case-1: {HELD}" in listed
     assert "case-2: " in listed
     shown = store.letterlock("hold show case-1").stdout
-    assert "5 messages" in shown, shown
-    assert "Held: 2 (expunged by the user)" in shown
+    assert "6 messages" in shown, shown
+    assert "Held: 3 (expunged by the user)" in shown
     assert store.letterlock("hold show case-9").rc == 2
 
 
@@ -79,7 +83,7 @@ def test_export(host, store, mail, form):
     done = store.letterlock(f"hold export --format {form} case-1 {directory}")
     assert done.rc == 0, done
     manifest = [json.loads(line) for line in host.check_output(f"cat {directory}/manifest.jsonl").splitlines()]
-    assert len(manifest) == 5
+    assert len(manifest) == 6
     assert {line["mailbox"] for line in manifest} == {"INBOX", "Trash", "Held"}
     by_imap = {hashlib.sha256(message).hexdigest() for message in clients.imap_messages(*mail.login(HELD))}
     assert by_imap <= {line["sha256"] for line in manifest}
@@ -87,7 +91,7 @@ def test_export(host, store, mail, form):
         for line in manifest:
             assert host.check_output(f"sha256sum '{directory}/{line['file']}'").split()[0] == line["sha256"]
     else:
-        assert host.check_output(f"grep -c '^From ' {directory}/{HELD}.mbox") == "5"
+        assert host.check_output(f"grep -c '^From ' {directory}/{HELD}.mbox") == "6"
     assert store.letterlock(f"hold export case-1 {directory}").rc == 2
     host.check_output(f"rm -rf {directory}")
 
@@ -100,7 +104,7 @@ def test_setting_and_lifting_is_recorded_and_what_was_kept_goes(host, store, sit
     recorded = [(line["hold"], line["action"]) for line in store.ledger() if line["kind"] == "hold"]
     assert recorded[-1] == ("case-1", "lifted")
     dry = store.letterlock("retention run --dry-run").stdout
-    assert f"{HELD}  Held  hold: 2 of 2 messages" in dry, dry
+    assert f"{HELD}  Held  hold: 3 of 3 messages" in dry, dry
     store.run()
     assert store.subjects(HELD, "Held") == set()
     assert store.subjects(HELD, "Trash") == set()

@@ -21,6 +21,8 @@ import sys
 import time
 from pathlib import Path
 
+import bench_retention as bench_of_retention
+
 PROJECT = Path(__file__).resolve().parents[3]
 LAB = PROJECT / "molecule" / "shared" / "lab"
 INVENTORY = [f"--inventory={PROJECT}/inventories/lab", f"--inventory={PROJECT}/molecule/bench/inventory"]
@@ -33,6 +35,7 @@ PASSWORD = "bench"
 # dovecot_performance -> what it should reach against Debian's own configuration.
 AIMS = {"secure": "login >= 1.2", "balanced": "", "fast": "login >= 5"}
 WORKERS = 8
+PARTS = ["fresh", "noop", "load", "retention"]
 SSH_CONFIG = PROJECT / ".lab" / "ssh" / "config_bench"
 
 
@@ -165,6 +168,16 @@ def bench_load(runs: int, seconds: float) -> dict:
     return results
 
 
+def bench_retention(runs: int) -> dict:
+    """Return seconds of a retention run and of bare doveadm, by release."""
+    results = {}
+    for release, (kit, _) in RELEASES.items():
+        create([kit])
+        run(*site([kit], "--extra-vars", json.dumps(bench_of_retention.VARIABLES)))
+        results[release] = bench_of_retention.measure(on, say, kit, runs)
+    return results
+
+
 def table(results: dict) -> str:
     """Return the results for people."""
     lines = ["", f"{'what':44} {'value':>9} {'against':>9} {'ratio':>7}   aim"]
@@ -186,6 +199,11 @@ def table(results: dict) -> str:
             for kind, what in LOADS.items():
                 value, against = variants[variant][kind], variants["stock"][kind]
                 row(f"{release}, {variant}, {what}", value, against, value / against, aim if kind == "login" else "")
+    for release, found in results.get("retention", {}).items():
+        for what, name, aim in (("a tenth goes", "", "<= 1.3"), ("nothing goes", "_nothing", "<= 1.1")):
+            label = f"{release}, retention, {what}, s / doveadm"
+            row(label, found[f"kit{name}"], found[f"bare{name}"], found[f"ratio{name}"], aim)
+        row(f"{release}, retention, memory at the peak, MiB", found["kit_mib"], None, None, "")
     return "\n".join(lines)
 
 
@@ -194,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=3, help="runs of each measurement (3)")
     parser.add_argument("--seconds", type=float, default=6, help="seconds of each load (6)")
-    parser.add_argument("--only", nargs="+", choices=["fresh", "noop", "load"], default=["fresh", "noop", "load"])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
     os.environ["ANSIBLE_NOCOLOR"] = "1"
     (PROJECT / ".lab" / "ssh").mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -206,6 +224,7 @@ def main() -> None:
             ("fresh", lambda: bench_fresh(arguments.runs)),
             ("noop", lambda: bench_noop(arguments.runs)),
             ("load", lambda: bench_load(arguments.runs, arguments.seconds)),
+            ("retention", lambda: bench_retention(arguments.runs)),
         ):
             if part in arguments.only:
                 results[part] = measure()

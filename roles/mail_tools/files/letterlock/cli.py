@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import json
 import sys
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 from letterlock import erasure, fetched, holds, metrics, policies, settings
 from letterlock.doveadm import Doveadm, Failed
 from letterlock.durations import show_duration
-from letterlock.ledger import Broken, Ledger
+from letterlock.ledger import Broken, Ledger, write_durably
 from letterlock.retention import Refused, Run, read_state, write_state
 
 if TYPE_CHECKING:
@@ -86,19 +87,25 @@ def report(run: Run, seconds: float) -> int:
         f"run {run.identity}: {tally.accounts} accounts, {tally.held} held, {sum(tally.expunged.values())} expunged, "
         f"{tally.kept} stayed after all, {len(tally.failures)} failures, {seconds:.1f} s, ledger {run.ledger.sequence} {run.ledger.hash}"
     )
-    names = [policy.name for policy in run.settings.policies]
-    metrics.write(
-        run.settings.metrics_file,
-        {
-            "examined": {name: tally.examined[name] for name in names},
-            "expunged": {name: tally.expunged[name] for name in names},
-            "expunged_bytes": {name: tally.octets[name] for name in names},
-            "oldest_remaining_seconds": {name: int(run.now - saved) for name, saved in tally.oldest.items()},
-        },
-        {"run_seconds": round(seconds, 3), "failures": len(tally.failures), "held_accounts": tally.held,
-         **({} if tally.failures else {"last_success_timestamp_seconds": int(run.now)})},
-    )
+    write_metrics(run, {
+        "examined": dict(tally.examined), "expunged": dict(tally.expunged), "expunged_bytes": dict(tally.octets),
+        "oldest_remaining_seconds": {name: int(run.now - saved) for name, saved in tally.oldest.items()},
+        "failures": len(tally.failures), "held_accounts": tally.held, "seconds": round(seconds, 3),
+        **({} if tally.failures else {"last_success_timestamp_seconds": int(run.now)}),
+    })
     return int(bool(tally.failures))
+
+
+def write_metrics(run: Run, last_run: dict) -> None:
+    """Write the textfile: the figures of the last run, those of *last_run* anew, and the totals with this run's added."""
+    file = run.settings.state_directory / "figures.json"
+    with contextlib.suppress(FileNotFoundError):
+        last_run = {**json.loads(file.read_text()), **last_run}
+    totals = metrics.add_totals(last_run, run.tally.expunged, run.tally.octets)
+    figures = {name: {} for name in metrics.METRICS} | last_run | totals
+    figures = {name: values for name, values in figures.items() if values != {}}
+    write_durably(file, json.dumps(figures).encode())
+    metrics.write(run.settings.metrics_file, figures)
 
 
 def retention_run(arguments: argparse.Namespace) -> int:
@@ -125,6 +132,8 @@ def retention_fetched(_arguments: argparse.Namespace) -> int:
         waiting = fetched.expunge_fetched(run)
         if run.ledger.sequence != begun:
             run.end()
+    if run.tally.expunged:
+        write_metrics(run, {})
     for policy, count in run.tally.expunged.items():
         print(f"{policy}: expunged {count} fetched by POP3 ({run.tally.octets[policy]} octets), {waiting} sessions wait for their time")
     for failure in run.tally.failures:

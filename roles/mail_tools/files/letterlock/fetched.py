@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from letterlock.retention import Run
 
 RECORD_BYTES = 4 * 1024 * 1024
-# %08Xu%08Xv and %{uid|hex(8)}%{uidvalidity|hex(8)}; %g and %{guid}.
-BY_UID, BY_GUID = re.compile(r"[0-9A-Fa-f]{16}"), re.compile(r"[0-9A-Fa-f]{32}")
+# %08Xu%08Xv and %{uid|hex(8)}%{uidvalidity|hex(8)}; else it is %g or %{guid}, which in Maildir is a file's name.
+BY_UID = re.compile(r"[0-9A-Fa-f]{16}")
 NEW, WAITING = "fetched", "waiting"
 
 
@@ -69,11 +69,9 @@ def read_records(directory: int) -> Iterator[Record]:
 def uids_of(run: Run, account: str, uidls: set[str]) -> tuple[str, dict[int, str]]:
     """Return (INBOX's GUID, {UID: unique id}) for those *uidls* that still name a message there."""
     (status,) = run.doveadm.one("mailboxStatus", user=account, field=["guid", "uidvalidity"], mailboxMask=["INBOX"])
-    found = {}
-    for uidl in uidls:
-        if BY_UID.fullmatch(uidl) and int(uidl[8:], 16) == int(status["uidvalidity"]):
-            found[int(uidl[:8], 16)] = uidl
-    guids = {uidl for uidl in uidls if BY_GUID.fullmatch(uidl)}
+    by_uid = {uidl for uidl in uidls if BY_UID.fullmatch(uidl)}
+    found = {int(uidl[:8], 16): uidl for uidl in by_uid if int(uidl[8:], 16) == int(status["uidvalidity"])}
+    guids = uidls - by_uid
     if guids:
         for row in run.doveadm.one("fetch", user=account, field=["uid", "guid"], query=["mailbox", "INBOX"]):
             if row["guid"] in guids:

@@ -17,7 +17,13 @@ METRICS = {
     "examined": ("gauge", "Messages in the mailboxes that the policy covers"),
     "expunged": ("gauge", "Messages that the last run expunged"),
     "expunged_bytes": ("gauge", "Octets that the last run expunged"),
+    "expunged_total": ("counter", "Messages expunged so far, because POP3 fetched them or by runs"),
+    "expunged_bytes_total": ("counter", "Octets expunged so far"),
     "oldest_remaining_seconds": ("gauge", "Age of the oldest message that stays, since it was saved"),
+    "seconds": ("gauge", "How long the last run took, over all policies"),
+    "last_success_timestamp_seconds": ("gauge", "When a run last went through without a failure"),
+    "failures": ("gauge", "Accounts that the last run could not look at"),
+    "held_accounts": ("gauge", "Accounts that a hold keeps as a whole"),
 }
 
 
@@ -26,14 +32,28 @@ def quoted(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
-def write(file: Path, by_policy: Mapping[str, Mapping[str, float]], host: Mapping[str, float]) -> None:
-    """Write {metric: {policy: value}} and {metric: value} of the whole host to *file*, in one step."""
+def add_totals(totals: dict[str, dict[str, int]], expunged: Mapping[str, int], octets: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Return *totals*, {metric: {policy: value}}, with what a run *expunged* added.
+
+    >>> add_totals({}, {"trash": 2}, {"trash": 50})
+    {'expunged_total': {'trash': 2}, 'expunged_bytes_total': {'trash': 50}}
+    """
+    added = {}
+    for name, more in (("expunged_total", expunged), ("expunged_bytes_total", octets)):
+        before = totals.get(name, {})
+        added[name] = {policy: before.get(policy, 0) + more.get(policy, 0) for policy in sorted({*before, *more})}
+    return added
+
+
+def write(file: Path, figures: Mapping[str, Mapping[str, float] | float]) -> None:
+    """Write {metric: {policy: value}}, or {metric: value} for the whole host, to *file*, in one step."""
     lines = []
-    for name, values in by_policy.items():
+    for name, values in figures.items():
         kind, text = METRICS[name]
         lines += [f"# HELP letterlock_retention_{name} {text}.", f"# TYPE letterlock_retention_{name} {kind}"]
-        lines += [f'letterlock_retention_{name}{{policy="{quoted(policy)}"}} {value}' for policy, value in sorted(values.items())]
-    for name, value in host.items():
-        lines += [f"# TYPE letterlock_retention_{name} gauge", f"letterlock_retention_{name} {value}"]
+        if isinstance(values, dict):
+            lines += [f'letterlock_retention_{name}{{policy="{quoted(policy)}"}} {value}' for policy, value in sorted(values.items())]
+        else:
+            lines.append(f"letterlock_retention_{name} {values}")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_durably(file, ("\n".join(lines) + "\n").encode(), 0o644)

@@ -1,0 +1,78 @@
+"""The bench of retention: a run of the kit against bare doveadm with the same query, on the same mail."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ACCOUNTS, MESSAGES, OLD = 1000, 100, 10
+VARIABLES = {
+    "bench_accounts": ACCOUNTS,
+    "mail_retention_policies": [{"name": "bench", "mailboxes": ["INBOX"], "keep_for": "30d"}],
+    "mail_retention_ceiling_host_percent": 100,
+    "mail_retention_schedule": "*-01-01 00:00:00",
+}
+# One account's mail is saved message by message, a tenth of it as if 40 days ago, and copied with its indexes.
+FILL = f"""
+set -eu
+mail=/srv/mail/bench.test
+command -v faketime >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet faketime >/dev/null
+if [ ! -d /srv/mail/.full ]; then
+  for number in $(seq {MESSAGES}); do
+    age=$([ "$number" -gt {OLD} ] && echo 1 || echo 40)
+    printf 'From: s@example.org\\r\\nSubject: %s\\r\\nMessage-ID: <%s@example.org>\\r\\n\\r\\nx\\r\\n' "$number" "$number" |
+      faketime -f -${{age}}d doveadm save -u user0@bench.test -m INBOX
+  done
+  cp -a $mail/user0 /srv/mail/.full
+fi
+rm -rf $mail
+install -d -o vmail -g vmail -m 0700 $mail
+for number in $(seq 0 {ACCOUNTS - 1}); do cp -a /srv/mail/.full $mail/user$number; done
+sync
+"""
+BARE = "doveadm expunge -A mailbox INBOX savedbefore 30d"
+# Prints seconds and the peak of memory in MiB.
+TIMED = """python3 -c '
+import resource, subprocess, sys, time
+started = time.monotonic()
+done = subprocess.run(sys.argv[1:], capture_output=True, text=True)
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+print(done.returncode, time.monotonic() - started, peak, done.stderr)
+' """
+
+
+def timed(on: Callable, host: str, command: str) -> tuple[float, float]:
+    """Return (seconds, MiB at the peak) of *command* on *host*; raise SystemExit when it fails."""
+    code, seconds, peak, *rest = on(host, TIMED + command).split(maxsplit=3)
+    if code != "0":
+        raise SystemExit(f"failed on {host}: {command}: {rest}")
+    return float(seconds), float(peak)
+
+
+def acknowledged(on: Callable, host: str) -> str:
+    """Return the run's command with the word that the first run asks for."""
+    asked = on(host, "letterlock retention run 2>&1; :")
+    word = re.search(r"--acknowledge (\w+)", asked)
+    return f"letterlock retention run --acknowledge {word.group(1)}" if word else "letterlock retention run"
+
+
+def measure(on: Callable, say: Callable, host: str, runs: int) -> dict:
+    """Return medians, in seconds, of the kit and of bare doveadm on *host*, with a tenth to expunge and with nothing."""
+    times: dict[str, list[float]] = {name: [] for name in ("bare", "bare_nothing", "kit", "kit_nothing", "kit_mib")}
+    for number in range(runs):
+        say(f"retention, {host}, run {number + 1} of {runs}")
+        on(host, "sh -s", given=FILL)
+        times["bare"].append(timed(on, host, BARE)[0])
+        times["bare_nothing"].append(timed(on, host, BARE)[0])
+        on(host, "sh -s", given=FILL)
+        command = acknowledged(on, host)
+        seconds, peak = timed(on, host, command)
+        times["kit"].append(seconds)
+        times["kit_mib"].append(peak)
+        times["kit_nothing"].append(timed(on, host, "letterlock retention run")[0])
+    found = {name: statistics.median(values) for name, values in times.items()}
+    return {**found, "ratio": found["kit"] / found["bare"], "ratio_nothing": found["kit_nothing"] / found["bare_nothing"]}
