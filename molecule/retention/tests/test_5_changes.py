@@ -67,6 +67,31 @@ def test_a_policy_that_became_stricter_needs_somebody_to_look(store, site):
     site.converge()
 
 
+# Mail is sealed with a public key; the private one is nowhere.
+SEALED = [
+    {"name": "mail_plugins", "value": "quota zlib acl lazy_expunge mail_crypt", "dovecot": "2.3"},
+    {"section": "plugin", "name": "mail_crypt_global_public_key", "value": "</etc/letterlock/test.pub", "dovecot": "2.3"},
+    {"section": "plugin", "name": "mail_crypt_save_version", "value": "2", "dovecot": "2.3"},
+    {"section": "mail_plugins", "name": "mail_crypt", "value": "yes", "dovecot": "2.4"},
+    {"name": "crypt_global_public_key_file", "value": "/etc/letterlock/test.pub", "dovecot": "2.4"},
+]
+
+
+def test_sealed_mail_goes_without_its_key(host, store, site):
+    """Only dates, sizes and flags are looked at; what can't be read expires all the same, and is recorded."""
+    host.check_output("openssl ecparam -name prime256v1 -genkey -noout | openssl pkey -pubout -out /etc/letterlock/test.pub")
+    site.converge(dovecot_settings=SEALED)
+    store.save(ADA, "Junk", 31, "sealed-old")
+    store.save(ADA, "Junk", 1, "sealed-young")
+    unreadable = host.run(f"doveadm fetch -u {ADA} text mailbox Junk ALL")
+    assert "Private key not available" in unreadable.stderr, unreadable
+    store.run()
+    assert host.check_output(f"doveadm -f tab fetch -u {ADA} uid mailbox Junk ALL | tail -n +2 | wc -l") == "1"
+    assert [line["mailbox"] for line in store.ledger() if line["kind"] == "expunge"][-1] == "Junk"
+    host.check_output(f"doveadm expunge -u {ADA} mailbox Junk ALL")
+    site.converge()
+
+
 def erase(mail, account: str, confirmation: str, *arguments: str) -> subprocess.CompletedProcess:
     """Run the operator's playbook."""
     scenario = os.environ["MOLECULE_SCENARIO_DIRECTORY"]

@@ -434,10 +434,9 @@ class Run:
 
     # ---- the whole
 
-    def acknowledgement(self, refusals: list[str]) -> str:
-        """Return the word that says: these policies, on this host, were looked at."""
-        kinds = sorted({refusal.split(":")[-1][:20] for refusal in refusals if "clock" in refusal})
-        text = json.dumps([self.settings.raw["policies"], self.settings.folders, kinds], sort_keys=True)
+    def acknowledgement(self) -> str:
+        """Return the word that says: these policies were looked at, and so was the clock if it is in doubt."""
+        text = json.dumps([self.settings.raw["policies"], self.settings.folders, bool(self.clock_refusals())], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
     def execute(self, *, acknowledged: str | None = None) -> None:
@@ -449,11 +448,11 @@ class Run:
             refusals = self.refusals(spool, state)
             # A run that was acknowledged and then interrupted goes on.
             word = acknowledged or state.get("acknowledged")
-            if refusals and word != self.acknowledgement(refusals):
+            if refusals and word != self.acknowledgement():
                 reasons = "\n".join(f"  - {refusal}" for refusal in refusals)
                 raise Refused(
                     f"nothing was deleted:\n{reasons}\nLook: letterlock retention run --dry-run\n"
-                    f"If it is right: letterlock retention run --acknowledge {self.acknowledgement(refusals)}"
+                    f"If it is right: letterlock retention run --acknowledge {self.acknowledgement()}"
                 )
             self.begin(refusals)
             self.record_holds(state)
