@@ -87,8 +87,10 @@ def report(run: Run, seconds: float) -> int:
         f"run {run.identity}: {tally.accounts} accounts, {tally.held} held, {sum(tally.expunged.values())} expunged, "
         f"{tally.kept} stayed after all, {len(tally.failures)} failures, {seconds:.1f} s, ledger {run.ledger.sequence} {run.ledger.hash}"
     )
+    names = [policy.name for policy in run.settings.policies]
     write_metrics(run, {
-        "examined": dict(tally.examined), "expunged": dict(tally.expunged), "expunged_bytes": dict(tally.octets),
+        "examined": {name: tally.examined[name] for name in names}, "expunged": {name: tally.expunged[name] for name in names},
+        "expunged_bytes": {name: tally.octets[name] for name in names},
         "oldest_remaining_seconds": {name: int(run.now - saved) for name, saved in tally.oldest.items()},
         "failures": len(tally.failures), "held_accounts": tally.held, "seconds": round(seconds, 3),
         **({} if tally.failures else {"last_success_timestamp_seconds": int(run.now)}),

@@ -76,17 +76,11 @@ class Doveadm:
         process is a failure of its own: the rest is asked again, one by one.
         """
         try:
-            return self.ask(commands)
-        except Failed:
+            return self.ask(commands) if commands else []
+        except Failed as failed:
             if len(commands) == 1:
-                raise
-        results: list[list[dict] | Failed] = []
-        for command in commands:
-            try:
-                results += self.ask([command])
-            except Failed as failed:
-                results.append(failed)
-        return results
+                return [failed]
+        return [answer for command in commands for answer in self.batch([command])]
 
     def ask(self, commands: list[tuple[str, dict]]) -> list[list[dict] | Failed]:
         """Send *commands* in one request."""

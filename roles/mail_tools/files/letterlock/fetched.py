@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from letterlock import policies as rules
 from letterlock.doveadm import EX_NOUSER, Failed
 from letterlock.durations import show_duration
+from letterlock.retention import parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -133,7 +134,7 @@ def expunge_of(run: Run, account: str, sessions: list[Record]) -> list[Record]:
     going = [[uid, policy.name, why] for uid in sorted(uids) if (guid, uid) not in spared]
     failures = len(run.tally.failures)
     if going:
-        run.carry_out_some([{"account": account, "mailbox": "INBOX", "guid": guid, "messages": len(going), "going": going}])
+        run.carry_out_some(list(parts([{"account": account, "mailbox": "INBOX", "guid": guid, "going": going}])))
     return due if len(run.tally.failures) == failures else []
 
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 # Accounts asked about in one request, and messages in one command.
 BATCH = 25
 UIDS_AT_ONCE = 500
+# Dates in a search may be those of a time zone. What is asked for is a little more, and decided here to the second.
+TIME_ZONES_SECONDS = 86400
 # Messages by which a mailbox is known again.
 SAMPLES = 3
 WORKERS = 2
@@ -86,7 +88,8 @@ class Mailbox:
         terms: list[str] = []
         for policy in self.policies:
             cut = int(now - policy.keep_for)
-            terms += ["or"] * bool(terms) + [{"saved": "savedbefore", "received": "before"}[policy.since], str(cut)]
+            key = {"saved": "savedbefore", "received": "before"}[policy.since]
+            terms += ["or"] * bool(terms) + [key, str(cut + TIME_ZONES_SECONDS)]
             known = max((next_uid for at, next_uid in marks if at < cut), default=1)
             if policy.since == "saved" and known > 1:
                 terms += ["or", "uid", f"1:{known - 1}"]
@@ -203,12 +206,14 @@ class Run:
         ])
         covered: list[tuple[str, list[Mailbox], dict]] = []
         for (account, policies), rows in zip(wanted, answers, strict=True):
-            if isinstance(rows, Failed):
-                self.failed(account, rows)
-                continue
-            mailboxes = self.mailboxes_of(account, policies, rows)
-            if mailboxes:
-                covered.append((account, mailboxes, self.marks_of(account, mailboxes)))
+            try:
+                if isinstance(rows, Failed):
+                    raise rows
+                mailboxes = self.mailboxes_of(account, policies, rows)
+                if mailboxes:
+                    covered.append((account, mailboxes, self.marks_of(account, mailboxes)))
+            except Failed as failed:
+                self.failed(account, failed)
         answers = self.doveadm.batch([
             ("fetch", {"user": account, "field": fields_for(mailboxes), "query": query_for(mailboxes, marks, self.now)})
             for account, mailboxes, marks in covered
@@ -318,7 +323,7 @@ class Run:
             on_host = self.tally.messages_on_host
             if total > self.settings.host_share * on_host:
                 found.append(
-                    f"{total} of the host's {on_host} messages would go, over mail_retention_ceiling_host_percent "
+                    f"{total} of {on_host} messages on this host would go, over mail_retention_ceiling_host_percent "
                     f"({self.settings.host_share:.0%})"
                 )
         if total and not self.no_stricter_than(state):
