@@ -152,6 +152,20 @@ def test_a_flag_that_was_set_meanwhile_still_spares(host, store):
     assert "flagged-later" not in store.subjects(ADA, "INBOX")
 
 
+def test_a_moved_message_counts_from_its_move(host, store, mail):
+    """Trash counts from when mail was thrown away; `since: received` from when it came, wherever it is moved."""
+    user = "lists@letterlock.test"
+    store.save(user, "Drafts", 31, "thrown-away", "put-into-sent")
+    with clients.imap(*mail.login(user)) as client:
+        client.select("Drafts")
+        assert client.uid("MOVE", "1", "Trash")[0] == "OK"
+        assert client.uid("MOVE", "2", "Sent")[0] == "OK"
+    store.run()
+    assert "thrown-away" in store.subjects(user, "Trash")
+    assert store.subjects(user, "Sent") == set()
+    host.check_output(f"doveadm expunge -u {user} mailbox Trash ALL")
+
+
 def test_a_saved_date_survives_flags_and_a_copied_disk(host, store, declared):
     """Neither a flag change nor new ctimes make old mail young."""
     user = "lists@letterlock.test"

@@ -164,7 +164,8 @@ def main():
     """Put the relay between, and let script-login go on with the new socket."""
     spool, rest = sys.argv[1], sys.argv[2:]
     ours, theirs = socket.socketpair()
-    if os.fork() == 0:
+    child = os.fork()
+    if child == 0:
         ours.close()
         os.dup2(theirs.fileno(), 0)
         os.dup2(theirs.fileno(), 1)
@@ -178,6 +179,8 @@ def main():
     # Dovecot's descriptors don't block; with a time-out Python waits for them. Dovecot itself ends idle sessions.
     client.settimeout(LONGEST_SESSION)
     ours.settimeout(LONGEST_SESSION)
+    # script-login ends when it has handed the socket to pop3.
+    os.waitpid(child, 0)
     account = os.environ["USER"]
     Relay(client, ours, lambda uidls: write_record(spool, account, uidls)).run()
     # Both ends at once: pop3 sees that its client is gone, the client that its session is over.
