@@ -155,8 +155,10 @@ def test_a_flag_that_was_set_meanwhile_still_spares(host, store):
 def test_a_moved_message_counts_from_its_move(host, store, mail):
     """Trash counts from when mail was thrown away; `since: received` from when it came, wherever it is moved."""
     user = "lists@letterlock.test"
-    store.save(user, "Drafts", 31, "thrown-away", "put-into-sent")
+    store.save(user, "Drafts", 31, "thrown-away")
     with clients.imap(*mail.login(user)) as client:
+        received = imaplib.Time2Internaldate(time.time() - 31 * 86400)
+        client.append("Drafts", None, received, b"Subject: put-into-sent\r\nMessage-ID: <put@x>\r\n\r\nx\r\n")
         client.select("Drafts")
         assert client.uid("MOVE", "1", "Trash")[0] == "OK"
         assert client.uid("MOVE", "2", "Sent")[0] == "OK"
