@@ -204,7 +204,9 @@ def ledger_prove(arguments: argparse.Namespace) -> int:
             print(f"there is no account {account}", file=sys.stderr)
             return 2
         covering = [policy for policy in run.settings.policies if policy.limits and policy.covers_account(account)]
-        lines = run.plan_accounts([(account, covering)]) if covering else []
+        statuses = run.statuses([(account, covering)])
+        inside = [(account, mailboxes) for _, _, rows in statuses if (mailboxes := run.mailboxes_of(covering, rows))]
+        lines = run.plan_accounts(inside)
         found = run.ledger.verify()
     for failure in run.tally.failures:
         print(f"FAILED {failure}", file=sys.stderr)

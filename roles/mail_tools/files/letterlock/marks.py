@@ -61,11 +61,11 @@ class Marks:
             self.adopted.append((new, old))
         return self.of([old]).get(old, [])
 
-    def note(self, guid: str, account: str, mailbox: str, mark: tuple[int, int], samples: dict[int, str]) -> None:
-        """Remember *mark*, (time, next UID), and *samples* of the mailbox *guid*."""
+    def note(self, guid: str, names: tuple[str, str], mark: tuple[int, int], samples: dict[int, str]) -> None:
+        """Remember *mark*, (time, next UID), and *samples* of the mailbox *guid*, whose *names* are (account, mailbox)."""
         with self.mutex:
             self.marks.append((guid, *mark))
-            self.boxes.append((guid, account, mailbox, json.dumps(samples)))
+            self.boxes.append((guid, *names, json.dumps(samples)))
 
     def save(self, now: int, longest: int) -> None:
         """Write what was noted; forget marks that only say what a later one, old enough for every policy, says too."""

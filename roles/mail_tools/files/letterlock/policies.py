@@ -276,7 +276,12 @@ def unknown_accounts(policies: list[Policy], accounts: list[str], domains: list[
 
 def effective(policies: list[Policy], account: str, mailbox: str) -> list[Policy]:
     """Return the policies that limit *mailbox* of *account*: those that override, if any, else all that cover it."""
-    covering = [policy for policy in policies if policy.limits and policy.covers_account(account) and policy.covers_mailbox(mailbox)]
+    return strictest([policy for policy in policies if policy.limits and policy.covers_account(account)], mailbox)
+
+
+def strictest(policies: list[Policy], mailbox: str) -> list[Policy]:
+    """Return those of an account's *policies* that limit *mailbox*: those that override, if any, else all that cover it."""
+    covering = [policy for policy in policies if policy.covers_mailbox(mailbox)]
     return [policy for policy in covering if policy.override] or covering
 
 

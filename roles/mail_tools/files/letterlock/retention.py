@@ -189,37 +189,59 @@ class Run:
                 self.tally.held += 1
             elif covering:
                 wanted.append((account, covering))
-        for lines in bounded_map(self.plan_accounts, chunks(wanted, BATCH)):
+        for lines in bounded_map(self.plan_accounts, chunks(self.covered(wanted), BATCH)):
             for line in lines:
                 spool.write(json.dumps(line) + "\n")
         spool.flush()
+
+    def covered(self, wanted: list[tuple[str, list[rules.Policy]]]) -> Iterator[tuple[str, list[Mailbox]]]:
+        """Yield the accounts that have mail which a policy limits, with those mailboxes."""
+        for account, policies, rows in self.statuses(wanted):
+            mailboxes = self.mailboxes_of(policies, rows)
+            if mailboxes:
+                yield account, mailboxes
+
+    def statuses(self, wanted: list[tuple[str, list[rules.Policy]]]) -> Iterator[tuple[str, list[rules.Policy], list[dict]]]:
+        """Yield (account, policies, the status of each of its mailboxes), all from one answer if it can be had."""
+        asked = ["messages", "guid", "firstsaved", "uidnext"]
+        try:
+            by_account: dict[str, list[dict]] = {}
+            for row in self.doveadm.one("mailboxStatus", allUsers=True, field=asked, mailboxMask=["*"]):
+                by_account.setdefault(row["username"], []).append(row)
+                self.tally.messages_on_host += int(row["messages"])
+            for account, policies in wanted:
+                yield account, policies, by_account.get(account, [])
+        except Failed:
+            # One account's fault is the whole answer's. Asked one by one, it is that account's alone.
+            for some in chunks(wanted, BATCH):
+                answers = self.doveadm.batch([
+                    ("mailboxStatus", {"user": account, "field": asked, "mailboxMask": ["*"]}) for account, _ in some
+                ])
+                for (account, policies), rows in zip(some, answers, strict=True):
+                    if isinstance(rows, Failed):
+                        self.failed(account, rows)
+                        continue
+                    self.tally.messages_on_host += sum(int(row["messages"]) for row in rows)
+                    yield account, policies, rows
 
     def holds_of(self, account: str) -> list[dict]:
         """Return the holds that cover *account*."""
         return [hold for hold in self.settings.holds if account in hold["accounts"]]
 
-    def plan_accounts(self, wanted: list[tuple[str, list[rules.Policy]]]) -> list[dict]:
+    def plan_accounts(self, covered: list[tuple[str, list[Mailbox]]]) -> list[dict]:
         """Return what would go of some accounts' mailboxes."""
-        asked = ["messages", "guid", "firstsaved", "uidnext"]
-        answers = self.doveadm.batch([
-            ("mailboxStatus", {"user": account, "field": asked, "mailboxMask": ["*"]}) for account, _ in wanted
-        ])
-        covered: list[tuple[str, list[Mailbox], dict]] = []
-        for (account, policies), rows in zip(wanted, answers, strict=True):
+        known: list[tuple[str, list[Mailbox], dict]] = []
+        for account, mailboxes in covered:
             try:
-                if isinstance(rows, Failed):
-                    raise rows
-                mailboxes = self.mailboxes_of(account, policies, rows)
-                if mailboxes:
-                    covered.append((account, mailboxes, self.marks_of(account, mailboxes)))
+                known.append((account, mailboxes, self.marks_of(account, mailboxes)))
             except Failed as failed:
                 self.failed(account, failed)
         answers = self.doveadm.batch([
             ("fetch", {"user": account, "field": fields_for(mailboxes), "query": query_for(mailboxes, marks, self.now)})
-            for account, mailboxes, marks in covered
+            for account, mailboxes, marks in known
         ])
         lines = []
-        for (account, mailboxes, marks), rows in zip(covered, answers, strict=True):
+        for (account, mailboxes, marks), rows in zip(known, answers, strict=True):
             try:
                 if isinstance(rows, Failed):
                     raise rows
@@ -250,26 +272,26 @@ class Run:
                     marks[mailbox.guid] = self.marks.adopt(old, mailbox.guid)
                     break
             newest = dict(sorted(now.items())[-SAMPLES:])
-            self.marks.note(mailbox.guid, account, mailbox.name, (int(self.now), mailbox.next_uid), newest)
+            self.marks.note(mailbox.guid, (account, mailbox.name), (int(self.now), mailbox.next_uid), newest)
         return marks
 
     def failed(self, account: str, failed: Failed) -> None:
         """Note an account that could not be looked at; the others go on."""
         self.tally.failures.append(f"{account}: {failed}; its journal says more, and `doveadm force-resync -u {account} '*'` may mend it")
 
-    def mailboxes_of(self, account: str, policies: list[rules.Policy], rows: list[dict]) -> list[Mailbox]:
-        """Return the mailboxes of *account* that hold mail and that a policy limits, given the status of all."""
+    def mailboxes_of(self, policies: list[rules.Policy], rows: list[dict]) -> list[Mailbox]:
+        """Return the mailboxes that hold mail and that a policy limits, given the status of all."""
         found = []
         for row in rows:
             messages = int(row["messages"])
-            effective = rules.effective(policies, account, row["mailbox"])
-            with self.mutex:
-                self.tally.messages_on_host += messages
-                for policy in effective:
-                    self.tally.examined[policy.name] += messages
+            effective = tuple(rules.strictest(policies, row["mailbox"]))
+            for policy in effective:
+                self.tally.examined[policy.name] += messages
             if effective and messages:
-                first = int(row["firstsaved"]) if row["firstsaved"].isdigit() else None
-                found.append(Mailbox(row["mailbox"], row["guid"], messages, first, int(row["uidnext"]), tuple(effective)))
+                found.append(Mailbox(
+                    name=row["mailbox"], guid=row["guid"], messages=messages, next_uid=int(row["uidnext"]), policies=effective,
+                    first_saved=int(row["firstsaved"]) if row["firstsaved"].isdigit() else None,
+                ))
         return found
 
     def plan_account(self, account: str, mailboxes: list[Mailbox], marks: dict, rows: list[dict]) -> list[dict]:
@@ -357,20 +379,11 @@ class Run:
 
     def carry_out_some(self, lines: list[dict]) -> None:
         """Record and expunge what some lines of the plan say."""
-        commands = []
-        for line in lines:
-            where = [*in_mailbox(line["mailbox"], line["guid"]), "uid", uid_set([uid for uid, *_ in line["going"]])]
-            fields = ["uid", "guid", "size.physical", "date.received.unixtime", "date.saved.unixtime"]
-            commands.append(("fetch", {"user": line["account"], "field": fields, "query": where}))
-            # Of its own: without the key of a sealed mailbox it fails, and the rest must not.
-            commands.append(("fetch", {"user": line["account"], "field": ["uid", "hdr.message-id"], "query": where}))
-        answers = self.doveadm.batch(commands)
         known, entries = [], []
-        for line, details, headers in zip(lines, answers[::2], answers[1::2], strict=True):
+        for line, details in zip(lines, self.details(lines), strict=True):
             if isinstance(details, Failed):
                 self.tally.failures.append(f"{line['account']}, {line['mailbox']}: {details}")
                 continue
-            identities = {} if isinstance(headers, Failed) else {row["uid"]: row.get("hdr.message-id") for row in headers}
             about = {int(row["uid"]): row for row in details}
             going = [(uid, policy, why) for uid, policy, why in line["going"] if uid in about]
             if going:
@@ -378,7 +391,7 @@ class Run:
             entries += [
                 {
                     "kind": "expunge", "run": self.identity, "account": line["account"], "mailbox": line["mailbox"],
-                    "guid": about[uid]["guid"], "message_id": self.ledger.keyed_hash(identities.get(str(uid))),
+                    "guid": about[uid]["guid"], "message_id": self.ledger.keyed_hash(about[uid].get("hdr.message-id")),
                     "size": int(about[uid]["size.physical"]), "received": int(about[uid]["date.received.unixtime"]),
                     "saved": int(about[uid]["date.saved.unixtime"]), "policy": policy, "why": why,
                 }
@@ -389,6 +402,20 @@ class Run:
         # Not recorded, not deleted: a full disk ends the run here.
         self.ledger.append(entries, self.now)
         self.expunge(known)
+
+    def details(self, lines: list[dict]) -> list[list[dict] | Failed]:
+        """Return what the ledger says of the messages of each line, and the Message-IDs of those that can be read."""
+        fields = ["uid", "guid", "size.physical", "date.received.unixtime", "date.saved.unixtime"]
+
+        def question(line: dict, *more: str) -> tuple[str, dict]:
+            return "fetch", {"user": line["account"], "field": [*fields, *more], "query": where_going(line)}
+
+        answers = self.doveadm.batch([question(line, "hdr.message-id") for line in lines])
+        # Without the key of a sealed mailbox a header fails; the rest must not.
+        sealed = [number for number, answer in enumerate(answers) if isinstance(answer, Failed)]
+        for number, answer in zip(sealed, self.doveadm.batch([question(lines[number]) for number in sealed]), strict=True):
+            answers[number] = answer
+        return answers
 
     def expunge(self, lines: list[dict]) -> None:
         """Expunge what was recorded; record, too, what stayed after all."""
@@ -401,26 +428,27 @@ class Run:
                 commands.append(("expunge", {"user": line["account"], "query": [*where, "uid", uid_set(uids), *spare]}))
         failed = [str(answer) for answer in self.doveadm.batch(commands) if isinstance(answer, Failed)]
         self.tally.failures += failed
-        questions = []
-        for line in lines:
-            where = [*in_mailbox(line["mailbox"], line["guid"]), "uid", uid_set([uid for uid, *_ in line["going"]])]
-            questions.append(("fetch", {"user": line["account"], "field": ["uid"], "query": where}))
-            questions.append(("mailboxStatus", {"user": line["account"], "field": ["firstsaved"], "mailboxMask": [line["mailbox"]]}))
-        answers = self.doveadm.batch(questions)
+        # What is left of them, and the first message that stays.
+        left = self.doveadm.batch([
+            ("fetch", {"user": line["account"], "field": ["uid", "date.saved.unixtime"],
+                       "query": [*in_mailbox(line["mailbox"], line["guid"]), "(", "uid", uids_of(line), "or", "1", ")"]})
+            for line in lines
+        ])
         with self.mutex:
-            stayed = self.count(lines, answers[::2])
-            for line, status in zip(lines, answers[1::2], strict=True):
-                for policy in line.get("policies", []):
-                    if not isinstance(status, Failed) and status and status[0]["firstsaved"] != "never":
-                        self.tally.note_oldest(policy, int(status[0]["firstsaved"]))
+            stayed = self.count(lines, left)
         if stayed:
             self.ledger.append(stayed, self.now)
 
     def count(self, lines: list[dict], left: list[list[dict] | Failed]) -> list[dict]:
         """Count what is gone; return an entry for each message that is among what is *left*."""
         stayed = []
-        for line, rows in zip(lines, left, strict=True):
-            remaining = {int(row["uid"]) for row in rows} if not isinstance(rows, Failed) else set()
+        for line, answer in zip(lines, left, strict=True):
+            rows = [] if isinstance(answer, Failed) else answer
+            remaining = {int(row["uid"]) for row in rows}
+            if rows:
+                first = min(rows, key=lambda row: int(row["uid"]))
+                for policy in line.get("policies", []):
+                    self.tally.note_oldest(policy, int(first["date.saved.unixtime"]))
             for uid, policy, _ in line["going"]:
                 about = line["about"][uid]
                 if uid in remaining:
@@ -533,6 +561,16 @@ class Run:
             yield f"{total} messages would go; {self.tally.accounts} accounts, {self.tally.held} of them held"
             for refusal in self.refusals(spool, state):
                 yield f"needs an acknowledgement: {refusal}"
+
+
+def where_going(line: dict) -> list[str]:
+    """Return the search for the messages of a plan's line."""
+    return [*in_mailbox(line["mailbox"], line["guid"]), "uid", uids_of(line)]
+
+
+def uids_of(line: dict) -> str:
+    """Return the UIDs of a plan's line."""
+    return uid_set([uid for uid, *_ in line["going"]])
 
 
 def by_policy(going: list) -> dict[str, list[int]]:
