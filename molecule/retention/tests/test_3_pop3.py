@@ -144,12 +144,14 @@ def client_command(name: str, host_name: str, user: str, password: str, *, keep:
     commands = {
         "fetchmail": f"fetchmail --fetchmailrc {WORK}/rc --pidfile {WORK}/pid",
         "mpop": f"mpop --file={WORK}/rc",
-        "getmail": f"getmail --getmaildir {WORK} --rcfile {WORK}/rc",
+        "getmail": f"timeout 20 getmail --getmaildir {WORK} --rcfile {WORK}/rc",
     }
-    # getmail delivers nothing as root.
+    # getmail delivers nothing as root. Now and then it misses the end of its own delivery process and gives up; it then
+    # has not said QUIT, so that nothing is gone, and asks again as its user would.
     return (
-        f"find {WORK} -type f ! -name ca.crt -delete; : >{WORK}/fetched; printf %s {shlex.quote(configurations[name])} >{WORK}/rc; "
-        f"chmod 600 {WORK}/rc; chown -R nobody {WORK}; runuser -u nobody -- env HOME={WORK} FETCHMAILHOME={WORK} {commands[name]}"
+        f"for try in 1 2 3; do find {WORK} -type f ! -name ca.crt -delete; : >{WORK}/fetched; "
+        f"printf %s {shlex.quote(configurations[name])} >{WORK}/rc; chmod 600 {WORK}/rc; chown -R nobody {WORK}; "
+        f"runuser -u nobody -- env HOME={WORK} FETCHMAILHOME={WORK} {commands[name]} && exit 0; done; exit 1"
     )
 
 
