@@ -4,7 +4,7 @@ Two passes. The first asks Dovecot for what each policy could concern (dates,
 sizes and flags, which need no user's key) and spools what would go; nothing is
 changed. Then the ceilings, which need the whole picture. The second records
 each message in the ledger and only then expunges it, by mailbox GUID and UID.
-Memory holds one account at a time.
+Memory holds the status of each mailbox, and the messages of a batch of accounts.
 """
 
 from __future__ import annotations
