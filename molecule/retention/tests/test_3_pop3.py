@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from pathlib import Path
 
 import clients
 import pytest
@@ -161,8 +162,7 @@ def test_real_clients(host, store, mail, name, keep):
     """fetchmail, mpop and getmail get every message once, and the server keeps none, whatever they are set to."""
     user = "clients@letterlock.test"
     put(store, user, "alpha", "beta", "gamma")
-    with open(mail.ca_file, encoding="ascii") as file:  # noqa: PTH123  # a path from access.json
-        authority = file.read()
+    authority = Path(mail.ca_file).read_text(encoding="ascii")
     host.check_output(f"mkdir -p {WORK} && printf %s {shlex.quote(authority)} >{WORK}/ca.crt")
     done = host.run(client_command(name, mail.host["name"], user, mail.accounts[user], keep=keep))
     assert done.rc == 0, done

@@ -50,6 +50,16 @@ def test_a_hold_on_nobody_is_refused(site):
     assert "'soon' is not a day" in run.output
 
 
+def test_a_schedule_that_is_none_is_refused(host, site):
+    """Before the swap: the old timer waits on."""
+    before = host.check_output("readlink /etc/letterlock/dovecot/current")
+    run = site.run(mail_retention_schedule="nonsense")
+    assert run.code != 0
+    assert "OnCalendar=nonsense is no moment that systemd knows" in run.output, run.output
+    assert host.check_output("readlink /etc/letterlock/dovecot/current") == before
+    assert host.check_output("systemctl is-active letterlock-retention.timer") == "active"
+
+
 def test_a_policy_that_became_stricter_needs_somebody_to_look(store, site):
     """Even one message; a looser one doesn't."""
     store.save(ADA, "Trash", 20, "strict")

@@ -243,6 +243,18 @@ def plugin_faults(directory: str, protocols: list[str]) -> list[str]:
     return sorted(faults)
 
 
+def timer_faults(directory: str) -> list[str]:
+    """Return the moments in the release's timers that systemd doesn't understand, which would keep them from starting."""
+    moments = [
+        (name, moment)
+        for name, text in started_units(read_release(directory)).items() for moment in re.findall(r"^OnCalendar=(.*)$", text, re.MULTILINE)
+    ]
+    return [
+        f"{name}: OnCalendar={moment} is no moment that systemd knows; `systemd-analyze calendar` tries one"
+        for name, moment in moments if run("systemd-analyze", "calendar", moment, check=False).returncode
+    ]
+
+
 def certificate_faults(certificate: str, key: str) -> list[str]:
     """Return why OpenSSL would not serve this certificate with this key."""
     try:
@@ -255,7 +267,7 @@ def certificate_faults(certificate: str, key: str) -> list[str]:
 def validate(directory: str, job: dict, *, with_certificate: bool = True) -> None:
     """Raise Refused with every fault of the staged release."""
     faults = doveconf_faults(directory, job["sources"])
-    faults += variable_faults(directory, job["series"])
+    faults += variable_faults(directory, job["series"]) + timer_faults(directory)
     if not faults:
         faults += plugin_faults(directory, sorted({probe["protocol"] for probe in job["probes"]}))
     if with_certificate:
