@@ -145,10 +145,10 @@ def client_command(name: str, host_name: str, user: str, password: str, *, keep:
     commands = {
         "fetchmail": f"fetchmail --fetchmailrc {WORK}/rc --pidfile {WORK}/pid",
         "mpop": f"mpop --file={WORK}/rc",
-        "getmail": f"timeout 20 getmail --getmaildir {WORK} --rcfile {WORK}/rc",
+        "getmail": f"timeout --signal KILL 20 getmail --getmaildir {WORK} --rcfile {WORK}/rc",
     }
-    # getmail delivers nothing as root. Now and then it misses the end of its own delivery process and gives up; it then
-    # has not said QUIT, so that nothing is gone, and asks again as its user would.
+    # getmail delivers nothing as root. Now and then it waits forever for its own delivery process. A client that is killed has
+    # not said QUIT (one that is asked to end does say it, in the middle of its work): nothing is gone, and it asks again.
     return (
         f"for try in 1 2 3; do find {WORK} -type f ! -name ca.crt -delete; : >{WORK}/fetched; "
         f"printf %s {shlex.quote(configurations[name])} >{WORK}/rc; chmod 600 {WORK}/rc; chown -R nobody {WORK}; "
