@@ -33,6 +33,18 @@ def test_the_first_run_needs_somebody_to_look(host, store):
     assert store.subjects("lost@letterlock.test", "Archive") == {"lost-1"}
 
 
+def test_mail_is_due_in_mailboxes_that_nobody_touches(store):
+    """A mailbox as the last runs left it is passed over, but not longer than until the first of its mail is due."""
+    user = "lost@letterlock.test"
+    store.save(user, "Junk", 78, "due-in-two-days")
+    store.save(user, "Junk", 60, "due-later")
+    for _ in range(3):
+        store.run(clock="-50d")
+        assert store.subjects(user, "Junk") == {"due-in-two-days", "due-later"}
+    store.run(clock="-47d")
+    assert store.subjects(user, "Junk") == {"due-later"}
+
+
 def test_a_lost_index_makes_no_mail_young(host, store, declared):
     """Without its cache Dovecot takes the file's ctime; the first run, 50 days ago, had seen this UID."""
     user = "lost@letterlock.test"
@@ -145,11 +157,32 @@ def test_a_flag_that_was_set_meanwhile_still_spares(host, store):
     """A flag on the last moment counts, and so does one that was taken away."""
     store.save(ADA, "INBOX", 400, "flagged-later")
     host.check_output(f"doveadm flags add -u {ADA} '\\Flagged' mailbox INBOX header subject flagged-later")
-    store.run()
+    # Once it is taken for a mailbox in which nothing is due, too.
+    for _ in range(3):
+        store.run()
     assert "flagged-later" in store.subjects(ADA, "INBOX")
     host.check_output(f"doveadm flags remove -u {ADA} '\\Flagged' mailbox INBOX header subject flagged-later")
     store.run()
     assert "flagged-later" not in store.subjects(ADA, "INBOX")
+
+
+def test_each_account_of_many_loses_its_own(host, store):
+    """Accounts are done in groups, and the same UID is old in one and young in the next."""
+    users = [f"{name}@letterlock.test" for name in ("ada", "lists", "many", "odd", "clients", "drop")]
+    for number, user in enumerate(users):
+        for mailbox in ("Trash", "Junk"):
+            host.check_output(f"doveadm mailbox create -u {user} {mailbox} 2>/dev/null; doveadm expunge -u {user} mailbox {mailbox} ALL")
+            if number % 2:
+                store.save(user, mailbox, 0, "makes-room")
+                host.check_output(f"doveadm expunge -u {user} mailbox {mailbox} ALL")
+            for message in range(4):
+                is_old = (message + number) % 3 == 0
+                store.save(user, mailbox, 31 if is_old else 29, f"{'old' if is_old else 'young'}-{message}")
+    store.run()
+    for number, user in enumerate(users):
+        for mailbox in ("Trash", "Junk"):
+            young = {f"young-{message}" for message in range(4) if (message + number) % 3}
+            assert store.subjects(user, mailbox) == young, (user, mailbox)
 
 
 def test_a_moved_message_counts_from_its_move(host, store, mail):

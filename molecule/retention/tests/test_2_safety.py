@@ -126,6 +126,24 @@ def test_a_ledger_that_was_touched_is_found(host, store, command):
     assert store.letterlock("ledger verify").rc == 0
 
 
+def test_the_ledger_forgets_its_oldest_segments(host, store):
+    """It begins a segment anew every eighth of mail_retention_ledger_keep_for, drops what is older, and stays whole."""
+    host.check_output("cp -a /var/lib/letterlock /root/letterlock")
+    try:
+        first = host.check_output(f"ls {LEDGER}/ledger-*.jsonl").splitlines()[0]
+        lines = len(store.ledger())
+        # An entry every 200 days, for four years.
+        for days in range(200, 1600, 200):
+            assert store.letterlock("erase ghost@letterlock.test --confirm ghost@letterlock.test --backups none", clock=f"+{days}d").rc == 0
+            assert store.letterlock("ledger verify").rc == 0
+        assert not host.file(first).exists
+        assert len(host.check_output(f"ls {LEDGER}/ledger-*.jsonl").splitlines()) > 1
+        assert len(store.ledger()) < lines
+        assert store.letterlock("ledger verify").rc == 0
+    finally:
+        host.check_output("rm -rf /var/lib/letterlock && mv /root/letterlock /var/lib/letterlock")
+
+
 def test_metrics(host, store):
     """What monitoring sees."""
     store.run()

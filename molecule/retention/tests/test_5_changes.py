@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 
 import clients
@@ -102,18 +103,24 @@ def test_sealed_mail_goes_without_its_key(host, store, site):
     site.converge()
 
 
-def erase(mail, account: str, confirmation: str, *arguments: str) -> subprocess.CompletedProcess:
-    """Run the operator's playbook."""
+def erase(mail, account: str, confirmation: str, *arguments: str) -> tuple[int, str]:
+    """Run the operator's playbook, type the answers to its questions, and return (exit code, output)."""
     scenario = os.environ["MOLECULE_SCENARIO_DIRECTORY"]
     inventories = [f"{PROJECT}/inventories/lab", f"{PROJECT}/molecule/shared/inventory", f"{scenario}/inventory"]
     command = ["ansible-playbook", *(f"--inventory={path}" for path in inventories)]
-    asked = {"erase_account": account, "erase_confirmation": confirmation}
-    command += [f"--limit={mail.host['name']}", "--extra-vars", clients.json.dumps(asked)]
+    command += [f"--limit={mail.host['name']}", *arguments, f"{PROJECT}/playbooks/erase_account.yml"]
     environment = {**os.environ, "ANSIBLE_CONFIG": f"{PROJECT}/ansible.cfg", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}
-    return subprocess.run(
-        [*command, *arguments, f"{PROJECT}/playbooks/erase_account.yml"], env=environment, cwd=PROJECT, text=True, check=False,
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300,
-    )
+    terminal, other_end = pty.openpty()
+    try:
+        os.write(terminal, f"{account}\n{confirmation}\n".encode())
+        done = subprocess.run(
+            command, env=environment, cwd=PROJECT, text=True, check=False, stdin=other_end, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, timeout=300, start_new_session=True,
+        )
+    finally:
+        os.close(terminal)
+        os.close(other_end)
+    return done.returncode, done.stdout
 
 
 def test_erasure(host, store, mail, declared):
@@ -126,19 +133,19 @@ def test_erasure(host, store, mail, declared):
         (LEAVING, LEAVING, "it still exists"),
         ("part@letterlock.test", "part@letterlock.test", "it is under a legal hold"),
     ):
-        refused = erase(mail, account, confirmation)
-        assert refused.returncode != 0
-        assert saying in refused.stdout, refused.stdout
+        code, said = erase(mail, account, confirmation)
+        assert code != 0
+        assert saying in said, said
         assert host.file(home).is_directory
     users = [{"name": user, "password": mail.accounts[user]} for user in mail.accounts if user != LEAVING]
     gone = PROJECT / ".lab" / f"erase-{mail.host['name']}.json"
     gone.write_text(clients.json.dumps({"mail_accounts_users": [*users, {"name": LEAVING, "state": "absent"}]}))
     try:
-        done = erase(mail, LEAVING, LEAVING, "--extra-vars", f"@{gone}")
+        code, said = erase(mail, LEAVING, LEAVING, "--extra-vars", f"@{gone}")
     finally:
         gone.unlink()
-    assert done.returncode == 0, done.stdout
-    assert "copies in backups:" in done.stdout
+    assert code == 0, said
+    assert "copies in backups:" in said
     assert not host.file(home).exists
     assert not host.check_output(f"find {declared['mail_root']} -name '.letterlock-erased*'")
     erased = [line for line in store.ledger() if line["kind"] == "erase"]

@@ -41,6 +41,21 @@ def test_a_change_that_breaks_users_is_rolled_back(host, mail, site, what):
     assert site.converge().changed(mail.host["name"]) == 0
 
 
+def test_units_of_a_release_go_and_come_with_it(host, site):
+    """A release that brings a timer and fails its probe leaves no timer; one that fails to take it away keeps it running."""
+    policies = {"mail_retention_policies": [{"name": "trash", "mailboxes": ["Trash"], "keep_for": "30d"}]}
+    breaking = {"dovecot_settings": BREAKING["no LMTP"]}
+    assert site.run(**policies, **breaking).code != 0
+    assert host.run("systemctl cat letterlock-retention.timer").rc != 0
+    assert not host.check_output("systemctl list-units --all --no-legend 'letterlock-retention*'")
+    site.converge(**policies)
+    assert host.check_output("systemctl is-active letterlock-retention.timer") == "active"
+    assert site.run(**breaking).code != 0
+    assert host.check_output("systemctl is-active letterlock-retention.timer") == "active"
+    site.converge()
+    assert host.run("systemctl cat letterlock-retention.timer").rc != 0
+
+
 @pytest.mark.parametrize("seconds", [0.8, 1.2, 1.6, 2.0])
 def test_a_run_that_is_killed_leaves_a_host_that_serves(host, mail, site, seconds):
     """Kill -9 of the controller at any moment; the next run completes what was asked."""

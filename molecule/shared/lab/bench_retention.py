@@ -62,7 +62,7 @@ def acknowledged(on: Callable, host: str) -> str:
 
 def measure(on: Callable, say: Callable, host: str, runs: int) -> dict:
     """Return medians, in seconds, of the kit and of bare doveadm on *host*, with a tenth to expunge and with nothing."""
-    times: dict[str, list[float]] = {name: [] for name in ("bare", "bare_nothing", "kit", "kit_nothing", "kit_mib")}
+    times: dict[str, list[float]] = {name: [] for name in ("bare", "bare_nothing", "kit", "kit_nothing", "kit_quiet", "kit_mib")}
     for number in range(runs):
         say(f"retention, {host}, run {number + 1} of {runs}")
         on(host, "sh -s", given=FILL)
@@ -74,5 +74,9 @@ def measure(on: Callable, say: Callable, host: str, runs: int) -> dict:
         times["kit"].append(seconds)
         times["kit_mib"].append(peak)
         times["kit_nothing"].append(timed(on, host, "letterlock retention run")[0])
+        # The first run that finds mailboxes as the last one left them looks ahead, once in days.
+        timed(on, host, "letterlock retention run")
+        times["kit_quiet"].append(timed(on, host, "letterlock retention run")[0])
     found = {name: statistics.median(values) for name, values in times.items()}
-    return {**found, "ratio": found["kit"] / found["bare"], "ratio_nothing": found["kit_nothing"] / found["bare_nothing"]}
+    against = {"kit": "bare", "kit_nothing": "bare_nothing", "kit_quiet": "bare_nothing"}
+    return {**found, **{f"ratio_{name}": found[name] / found[bare] for name, bare in against.items()}}

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from letterlock import erasure, fetched, holds, metrics, policies, settings
+from letterlock.batches import read_lines
 from letterlock.doveadm import Doveadm, Failed
 from letterlock.durations import show_duration
 from letterlock.ledger import Broken, Ledger, write_durably
+from letterlock.plan import Planner
 from letterlock.retention import Refused, Run, read_state, write_state
 
 if TYPE_CHECKING:
@@ -130,10 +132,7 @@ def retention_fetched(_arguments: argparse.Namespace) -> int:
         refusals = run.clock_refusals()
         if refusals:
             raise Refused("nothing was deleted: " + "; ".join(refusals))
-        begun = run.ledger.sequence
         waiting = fetched.expunge_fetched(run)
-        if run.ledger.sequence != begun:
-            run.end()
     if run.tally.expunged:
         write_metrics(run, {})
     for policy, count in run.tally.expunged.items():
@@ -204,24 +203,24 @@ def ledger_prove(arguments: argparse.Namespace) -> int:
             print(f"there is no account {account}", file=sys.stderr)
             return 2
         covering = [policy for policy in run.settings.policies if policy.limits and policy.covers_account(account)]
-        statuses = run.statuses([(account, covering)])
-        inside = [(account, mailboxes) for _, _, rows in statuses if (mailboxes := run.mailboxes_of(covering, rows))]
-        lines = run.plan_accounts(inside)
+        kept = run.held_messages(account)
+        older: Counter = Counter()
+        with Planner(run, thorough=True).plan_group([account]) as part:
+            for line in read_lines(part):
+                older.update((policy, (line["guid"], uid) in kept, line["mailbox"]) for uid, policy, *_ in line["going"])
         found = run.ledger.verify()
     for failure in run.tally.failures:
         print(f"FAILED {failure}", file=sys.stderr)
-    older = Counter((policy, line["mailbox"]) for line in lines for _, policy, _ in line["going"])
-    held = [hold["name"] for hold in run.holds_of(account)]
+    held = ", ".join(hold["name"] for hold in run.holds_of(account))
     for policy in covering:
-        remaining = {mailbox: count for (name, mailbox), count in older.items() if name == policy.name}
-        limit = policy.describe()
+        remaining = [(is_held, mailbox, count) for (name, is_held, mailbox), count in sorted(older.items()) if name == policy.name]
         if not remaining:
-            print(f"{policy.name} ({limit}): nothing remains that should be gone")
-        for mailbox, count in remaining.items():
-            why = f"held by {', '.join(held)}" if held else "NOT SO"
-            print(f"{policy.name} ({limit}): {why}: {count} messages remain in {mailbox}")
+            print(f"{policy.name} ({policy.describe()}): nothing remains that should be gone")
+        for is_held, mailbox, count in remaining:
+            why = f"held by {held}" if is_held else "NOT SO"
+            print(f"{policy.name} ({policy.describe()}): {why}: {count} messages remain in {mailbox}")
     print(f"the ledger is whole: {found['lines']} lines, {found['hash']}")
-    return int(bool(run.tally.failures or (older and not held)))
+    return int(bool(run.tally.failures or not all(is_held for _, is_held, _ in older)))
 
 
 def hold_named(wanted: settings.Settings, name: str) -> dict:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 from letterlock import policies as rules
 from letterlock.doveadm import EX_NOUSER, Failed
 from letterlock.durations import show_duration
-from letterlock.retention import parts
+from letterlock.expunge import Expunger
+from letterlock.plan import parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -131,10 +132,10 @@ def expunge_of(run: Run, account: str, sessions: list[Record]) -> list[Record]:
     guid, uids = uids_of(run, account, uidls)
     spared = run.held_messages(account)
     why = "fetched by POP3" + (f" over {show_duration(after)} ago" if after else "")
-    going = [[uid, policy.name, why] for uid in sorted(uids) if (guid, uid) not in spared]
+    going = [[uid, policy.name, why, None] for uid in sorted(uids) if (guid, uid) not in spared]
     failures = len(run.tally.failures)
     if going:
-        run.carry_out_some(list(parts([{"account": account, "mailbox": "INBOX", "guid": guid, "going": going}])))
+        Expunger(run).carry_out_some(list(parts([{"account": account, "mailbox": "INBOX", "guid": guid, "going": going}])))
     return due if len(run.tally.failures) == failures else []
 
 
