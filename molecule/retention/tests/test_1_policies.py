@@ -168,7 +168,7 @@ def test_a_flag_that_was_set_meanwhile_still_spares(host, store):
 
 def test_each_account_of_many_loses_its_own(host, store):
     """Accounts are done in groups, and the same UID is old in one and young in the next."""
-    users = [f"{name}@letterlock.test" for name in ("ada", "lists", "many", "odd", "clients", "drop")]
+    users = [f"{name}@letterlock.test" for name in ("ada", "lists", "many", "odd", "clients", "lost")]
     for number, user in enumerate(users):
         for mailbox in ("Trash", "Junk"):
             host.check_output(f"doveadm mailbox create -u {user} {mailbox} 2>/dev/null; doveadm expunge -u {user} mailbox {mailbox} ALL")
@@ -183,6 +183,7 @@ def test_each_account_of_many_loses_its_own(host, store):
         for mailbox in ("Trash", "Junk"):
             young = {f"young-{message}" for message in range(4) if (message + number) % 3}
             assert store.subjects(user, mailbox) == young, (user, mailbox)
+            host.check_output(f"doveadm expunge -u {user} mailbox {mailbox} ALL")
 
 
 def test_a_moved_message_counts_from_its_move(host, store, mail):
