@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import json
 import sys
 import time
@@ -16,10 +15,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from letterlock import erasure, fetched, holds, metrics, policies, settings
+from letterlock import backup, backup_commands, erasure, fetched, holds, locks, metrics, policies, restic, settings
 from letterlock.batches import read_lines
 from letterlock.doveadm import Doveadm, Failed
-from letterlock.durations import show_duration
+from letterlock.durations import DAY, show_duration
 from letterlock.ledger import Broken, Ledger, write_durably
 from letterlock.plan import Planner
 from letterlock.retention import Refused, Run, read_state, write_state
@@ -27,38 +26,15 @@ from letterlock.retention import Refused, Run, read_state, write_state
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LOCK = Path("/var/lib/letterlock/retention.lock")
-WAIT_SECONDS = 600
 EX_TEMPFAIL = 75
 
 
-class Busy(Exception):
-    """Another run holds the lock, and goes on holding it."""
-
-
 @contextlib.contextmanager
-def only_one(seconds: float = WAIT_SECONDS) -> Iterator[None]:
-    """Hold the lock that runs share; wait for it *seconds*, then raise Busy."""
-    deadline = time.monotonic() + seconds
-    LOCK.parent.mkdir(mode=0o711, exist_ok=True)
-    with LOCK.open("a", encoding="ascii") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise Busy(f"another run has held {LOCK} for {seconds:.0f} s") from None
-                time.sleep(0.2)
-        yield
-
-
-@contextlib.contextmanager
-def one_run(*, wait: float = WAIT_SECONDS, writes: bool = True) -> Iterator[Run]:
+def one_run(*, wait: float = locks.WAIT_SECONDS, writes: bool = True) -> Iterator[Run]:
     """Give a run with its ledger open, alone on the host; sign the ledger when it ends, whatever became of it."""
     now = time.time()
     wanted = settings.read()
-    with only_one(wait):
+    with locks.only_one(locks.RETENTION, wait):
         ledger = Ledger()
         ledger.open()
         try:
@@ -271,6 +247,18 @@ def hold_record(_arguments: argparse.Namespace) -> int:
     return 0
 
 
+def copies_in_backups(now: float) -> str:
+    """Return what copies of an account that was erased *now* remain, and until when."""
+    try:
+        kept = backup.read_settings()
+    except backup.Refused:
+        return "the kit makes none of this host; delete what your own backup has"
+    # The next backup after that day forgets what is older.
+    until = time.strftime("%Y-%m-%d", time.gmtime(now + kept.keep_seconds + DAY))
+    by = "" if kept.raw["prunes"] else ", if the backup host prunes as mail_backup_keep_for says"
+    return f"in snapshots until {until}{by}"
+
+
 def erase(arguments: argparse.Namespace) -> int:
     """Erase what the host keeps of an account that exists no longer."""
     account = arguments.account
@@ -282,7 +270,7 @@ def erase(arguments: argparse.Namespace) -> int:
         if refusals:
             raise Refused("nothing was erased:\n" + "\n".join(f"  - {refusal}" for refusal in refusals))
         print(erasure.erase(run, account, run.settings.mail_root / domain / local))
-    print(f"copies in backups: {arguments.backups}")
+    print(f"copies in backups: {copies_in_backups(time.time())}")
     return 0
 
 
@@ -316,11 +304,11 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("name")
     export.add_argument("directory", type=Path, help="a new directory")
     export.add_argument("--format", choices=sorted(holds.WRITERS), default="maildir", help="maildir (the default) or mbox")
+    backup_commands.add_to(areas.add_parser("backup", help="backups").add_subparsers(required=True, metavar="COMMAND"), command)
     command_erase = areas.add_parser("erase", help="the right to erasure", description="Erase an account that exists no longer.")
     command_erase.set_defaults(action=erase)
     command_erase.add_argument("account")
     command_erase.add_argument("--confirm", required=True, metavar="ACCOUNT", help="the account's name once more")
-    command_erase.add_argument("--backups", required=True, help="what copies remain elsewhere and until when, for the answer")
     return top
 
 
@@ -329,13 +317,13 @@ def main() -> int:
     arguments = parser().parse_args()
     try:
         return arguments.action(arguments)
-    except Busy as busy:
+    except locks.Busy as busy:
         print(f"letterlock: {busy}", file=sys.stderr)
         return EX_TEMPFAIL
-    except (Refused, settings.Unusable) as refused:
+    except (Refused, backup.Refused, settings.Unusable) as refused:
         print(f"letterlock: {refused}", file=sys.stderr)
         return 2
-    except (Broken, Failed, OSError) as fault:
+    except (Broken, Failed, restic.Fault, OSError) as fault:
         print(f"letterlock: {fault}", file=sys.stderr)
         return 1
 

@@ -1,4 +1,4 @@
-"""A textfile for Prometheus' node exporter: what each run came to.
+"""Textfiles for Prometheus' node exporter: what each run and each backup came to.
 
 https://github.com/prometheus/node_exporter#textfile-collector
 """
@@ -25,6 +25,16 @@ METRICS = {
     "failures": ("gauge", "Accounts that the last run could not look at"),
     "held_accounts": ("gauge", "Accounts that a hold keeps as a whole"),
 }
+BACKUP_METRICS = {
+    "last_success_timestamp_seconds": ("gauge", "When a backup last held all it should"),
+    "seconds": ("gauge", "How long the last backup took"),
+    "messages": ("gauge", "Messages in the last backup's manifests"),
+    "added_bytes": ("gauge", "Octets that the last backup added to the repository"),
+    "snapshots": ("gauge", "Snapshots in the repository"),
+    "oldest_snapshot_timestamp_seconds": ("gauge", "When the oldest snapshot was made"),
+    "failures": ("gauge", "Accounts of which the last backup has no manifest or no indexes"),
+    "last_check_timestamp_seconds": ("gauge", "When the repository was last found whole"),
+}
 
 
 def quoted(text: str) -> str:
@@ -45,15 +55,18 @@ def add_totals(totals: dict[str, dict[str, int]], expunged: Mapping[str, int], o
     return added
 
 
-def write(file: Path, figures: Mapping[str, Mapping[str, float] | float]) -> None:
+def write(
+    file: Path, figures: Mapping[str, Mapping[str, float] | float], known: Mapping[str, tuple[str, str]] = METRICS, area: str = "retention",
+) -> None:
     """Write {metric: {policy: value}}, or {metric: value} for the whole host, to *file*, in one step."""
     lines = []
     for name, values in figures.items():
-        kind, text = METRICS[name]
-        lines += [f"# HELP letterlock_retention_{name} {text}.", f"# TYPE letterlock_retention_{name} {kind}"]
+        kind, text = known[name]
+        full = f"letterlock_{area}_{name}"
+        lines += [f"# HELP {full} {text}.", f"# TYPE {full} {kind}"]
         if isinstance(values, dict):
-            lines += [f'letterlock_retention_{name}{{policy="{quoted(policy)}"}} {value}' for policy, value in sorted(values.items())]
+            lines += [f'{full}{{policy="{quoted(policy)}"}} {value}' for policy, value in sorted(values.items())]
         else:
-            lines.append(f"letterlock_retention_{name} {values}")
+            lines.append(f"{full} {values}")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_durably(file, ("\n".join(lines) + "\n").encode(), 0o644)

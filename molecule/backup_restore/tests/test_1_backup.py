@@ -1,0 +1,122 @@
+"""A backup holds what it should, keeps its secrets, forgets when it should, and says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+SECRETS = "/etc/letterlock/backup"
+USERS = ["ada@letterlock.test", "bob@letterlock.test", "grace@example.test"]
+
+
+def test_a_backup_by_the_timer(host, store):
+    """By the sandboxed service; the manifests name every message."""
+    for user in USERS:
+        store.fill(user, user.split("@")[0])
+    said = store.backup()
+    assert "made the repository" in said
+    assert "0 failures" in said, said
+    manifests = json.loads(host.check_output("cat /var/lib/letterlock/backup/stage/manifests/letterlock.test/ada.json"))
+    boxes = {box["name"]: box for box in manifests["mailboxes"]}
+    assert {name: len(box["messages"]) for name, box in boxes.items() if box["messages"]} == {"INBOX": 5, "Archive": 3, "Entwürfe": 1}
+    assert all(message[-1] for box in boxes.values() for message in box["messages"])
+    assert len(store.letterlock("backup list").stdout.splitlines()) == 2
+    metrics = host.check_output("cat /var/lib/letterlock/metrics/backup.prom")
+    assert "letterlock_backup_messages 27" in metrics
+    assert "letterlock_backup_last_success_timestamp_seconds" in metrics
+    assert host.check_output("systemctl is-enabled letterlock-backup.timer letterlock-backup-check.timer").split() == ["enabled"] * 2
+
+
+def test_nothing_new_adds_nothing(host, store):
+    """The second backup costs the manifests of what changed, and here nothing did."""
+    store.backup()
+    added = host.check_output("grep '^letterlock_backup_added_bytes' /var/lib/letterlock/metrics/backup.prom").split()[1]
+    assert int(added) < 100_000
+
+
+def test_secrets_are_roots_alone(host, store):
+    """Not in a command line, the journal, the release or the snapshot, nor readable for anybody else."""
+    assert len(host.check_output(f"cat {SECRETS}/password")) == 24
+    assert host.check_output(f"stat --format '%U %a' {SECRETS} {SECRETS}/*").splitlines() == ["root 700", "root 600", "root 600"]
+    watch = "for _ in $(seq 100); do cat /proc/[0-9]*/cmdline 2>/dev/null; sleep 0.02; done >/root/seen"
+    host.check_output(f"systemctl start --no-block letterlock-backup; {watch}")
+    found = f"grep -a -c -F -f {SECRETS}/password"
+    assert host.check_output("grep -a -c restic /root/seen") != "0"
+    assert host.run(f"{found} /root/seen").stdout.strip() == "0"
+    assert host.run(f"journalctl --no-pager --since '-1 hour' | {found} -").stdout.strip() == "0"
+    assert host.run(f"grep -r -l -F -f {SECRETS}/password /etc/letterlock/dovecot /var/lib/letterlock").stdout == ""
+    store.backup()
+    listed = store.restic("ls latest /etc/letterlock --recursive").stdout
+    assert "/etc/letterlock/dovecot" in listed
+    assert "/etc/letterlock/backup" not in listed
+    assert "/etc/letterlock/tls/" not in listed
+
+
+def test_old_snapshots_are_forgotten_and_recorded(host, store):
+    """At their time, by name, in the ledger; the newest stays, and a clock that is wrong forgets nothing."""
+    name = host.check_output("hostname")
+    host.check_output("echo old >/root/old")
+    old = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(time.time() - 40 * 86400))
+    assert store.restic(f'backup --host {name} --tag letterlock --time "{old}" /root/old').rc == 0
+    dry = store.letterlock("backup forget --dry-run")
+    assert dry.rc == 0
+    assert dry.stdout.count("would forget") == 1
+    for clock in ("-2d", "+60d"):
+        refused = store.letterlock("backup forget", clock=clock)
+        assert refused.rc == 2, refused
+        assert "nothing was forgotten" in refused.stderr
+    before = store.letterlock("backup list").stdout.splitlines()
+    done = store.letterlock("backup forget")
+    assert done.rc == 0, done
+    after = store.letterlock("backup list").stdout.splitlines()
+    assert before[1:] == after
+    assert '"kind":"forget"' in host.check_output("cat /var/lib/letterlock/ledger/ledger-*.jsonl").replace(" ", "")
+    assert store.letterlock("ledger verify").rc == 0
+
+
+def test_two_at_once(host, store):
+    """The second gives way, and says so by its exit code."""
+    both = host.run("flock /var/lib/letterlock/backup/lock sleep 2 & sleep 0.5; letterlock backup run; code=$?; wait; exit $code")
+    assert both.rc == 75, both
+    assert "another run has held" in both.stderr
+    assert store.letterlock("backup list").rc == 0
+
+
+@pytest.mark.parametrize("seconds", [0.3, 0.8, 1.3, 1.8, 2.3])
+def test_a_backup_that_is_killed(host, store, seconds):
+    """Kill -9 at any moment, restic with it: the next one goes through, dead locks or not."""
+    host.run(f"timeout --signal KILL {seconds} letterlock backup run; pkill -KILL -x restic; :")
+    assert "0 failures" in store.backup()
+
+
+def test_what_is_wrong_with_a_repository_is_named(host, store):
+    """Another password, no repository, another repository: each by the variable, and nothing is made in their place."""
+    host.check_output(f"cp -a {SECRETS}/password /root/password && echo another-password-altogether >{SECRETS}/password")
+    wrong = store.letterlock("backup run")
+    host.check_output(f"cp -a /root/password {SECRETS}/password && rm /root/password")
+    assert wrong.rc == 1
+    assert "mail_backup_password does not open this repository" in wrong.stderr, wrong
+    host.check_output("mv /srv/backup /srv/away && mkdir -m 700 /srv/backup")
+    empty = store.letterlock("backup run")
+    assert empty.rc == 1
+    assert "mail_backup_repository holds no repository" in empty.stderr, empty
+    assert store.restic("init").rc == 0
+    another = store.letterlock("backup run")
+    assert another.rc == 1
+    assert "is not the one that this host's backups went to" in another.stderr, another
+    host.check_output("rm -rf /srv/backup && mv /srv/away /srv/backup")
+    assert store.letterlock("backup run").rc == 0
+
+
+def test_a_flipped_byte_and_a_missing_pack_are_found(host, store):
+    """By the check, which reads what it says it reads."""
+    assert store.letterlock("backup check").rc == 0
+    pack = host.check_output("find /srv/backup/data -type f -printf '%s %p\\n' | sort -n | tail -1 | cut -d' ' -f2")
+    host.check_output(f"cp -a {pack} /root/pack; chmod u+w {pack}; printf X | dd of={pack} bs=1 seek=1000 conv=notrunc status=none")
+    assert store.letterlock("backup check").rc == 1
+    host.check_output(f"rm -f {pack}")
+    assert store.letterlock("backup check").rc == 1
+    host.check_output(f"cp -a /root/pack {pack}; rm /root/pack")
+    assert store.letterlock("backup check").rc == 0

@@ -1,0 +1,358 @@
+"""A backup: manifests and indexes first, then all files by restic, then the proof that nothing was passed over.
+
+What the snapshot promises: every message that was in a mailbox when its indexes
+were copied is in it, with its flags, UID and dates of that moment, unless it was
+expunged before restic came to its file. Which those are is written down in a
+small snapshot of its own (tag `gone`), so that nothing missing is ever unexplained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from letterlock import capture, locks, manifest
+from letterlock.batches import chunks
+from letterlock.doveadm import Doveadm, Failed
+from letterlock.durations import parse_duration, show_duration
+from letterlock.ledger import write_durably
+from letterlock.restic import INCOMPLETE, TAG, Fault, Restic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TextIO
+
+FILE = Path("/etc/letterlock/dovecot/current/backup.json")
+STATE = Path("/var/lib/letterlock")
+HOME = STATE / "backup"
+STAGE = HOME / "stage"
+GROUP = 250
+# restic passes over a file that is renamed under its eyes; what it missed it finds when it looks again.
+LOOKS = 4
+PROGRESS_SECONDS = 30
+CLOCK_SECONDS = 300
+GONE = "gone"
+# Where a restore puts mail before it is in its place, below the mail's root.
+SCRATCH = ".letterlock-restore"
+
+
+class Refused(Exception):
+    """Nothing was changed; the message says why and how to go on."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the role says of backups. Times are seconds."""
+
+    raw: dict
+    host: str
+    mail_root: Path
+    keep_seconds: int
+    metrics_file: Path
+    held: dict[str, str]
+
+
+def read_settings(file: Path = FILE) -> Settings:
+    """Return the settings; raise Refused where no backup is configured."""
+    try:
+        raw = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise Refused(f"{file}: not there; mail_backup_repository is not set for this host") from None
+    return Settings(
+        raw=raw, host=raw["host"], mail_root=Path(raw["mail_root"]), keep_seconds=parse_duration(raw["keep_for"]),
+        metrics_file=Path(raw["metrics_file"]), held=dict.fromkeys(raw["held_accounts"], raw["held_mailbox"]),
+    )
+
+
+@dataclass
+class Outcome:
+    """What a backup came to."""
+
+    snapshot: str = ""
+    accounts: int = 0
+    messages: int = 0
+    added: int = 0
+    gone: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+def read_state() -> dict:
+    """Return what earlier backups left: the repository's identity, and figures."""
+    with contextlib.suppress(FileNotFoundError):
+        return json.loads((HOME / "state.json").read_text())
+    return {}
+
+
+def write_state(**news: object) -> dict:
+    """Add *news* to the state and return it."""
+    state = {**read_state(), **news}
+    write_durably(HOME / "state.json", json.dumps(state).encode())
+    return state
+
+
+class Backup:
+    """One backup."""
+
+    def __init__(self, settings: Settings, now: float, say: Callable[[str], None] = print) -> None:
+        """Take the settings and the clock; *say* gets a line now and then."""
+        self.settings, self.now, self.say = settings, now, say
+        self.restic = Restic(say)
+        self.outcome = Outcome()
+
+    def execute(self) -> Outcome:
+        """Do all of it; raise Fault or Refused when there is no snapshot to rely on."""
+        self.open_repository()
+        STAGE.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile("w+", dir=HOME) as spool:
+            self.stage(spool)
+            missing = list(self.look(spool))
+            for _ in range(LOOKS - 1):
+                passed_over = [entry for entry in missing if self.is_there(*entry)]
+                if not passed_over:
+                    break
+                self.say(f"{len(passed_over)} messages were renamed while restic looked; it looks again")
+                missing = list(self.look(spool))
+            if still := [entry for entry in missing if self.is_there(*entry)]:
+                raise Fault(f"{len(still)} messages are not in the snapshot, such as {'/'.join(still[0])}")
+        self.write_gone(missing)
+        return self.outcome
+
+    def open_repository(self) -> None:
+        """Make the repository if this host never had one; raise Fault when the one it had is not there."""
+        known = read_state().get("repository")
+        identity = self.restic.identity()
+        if identity is None:
+            if known:
+                raise Fault(f"mail_backup_repository holds no repository; this host's backups went to one with the identity {known}")
+            self.restic.run("init")
+            identity = self.restic.identity()
+            self.say("made the repository")
+        if known and known != identity:
+            raise Fault(
+                f"mail_backup_repository is not the one that this host's backups went to ({known}); if it was changed on purpose, "
+                f"remove {HOME / 'state.json'}"
+            )
+        write_state(repository=identity)
+        # Locks of processes that are dead, and no others.
+        self.restic.run("unlock")
+
+    # ---- what changes in place
+
+    def stage(self, spool: TextIO) -> None:
+        """Copy indexes, write manifests, and write to *spool* which message files there are."""
+        accounts = Doveadm().users()
+        homes = {self.home(account) for account in accounts}
+        for some in chunks(accounts, GROUP):
+            before = manifest.statuses(some, self.settings.held)
+            for account in some:
+                self.capture(self.home(account), spool)
+            for account, rows in manifest.messages(some, self.settings.held):
+                boxes = before[account]
+                if isinstance(boxes, Failed) or isinstance(rows, Failed):
+                    self.outcome.failures.append(f"{account}: no manifest: {boxes if isinstance(boxes, Failed) else rows}")
+                    continue
+                made = manifest.of_account(account, boxes, rows)
+                manifest.write(STAGE, made)
+                self.outcome.messages += sum(len(box["messages"]) for box in made["mailboxes"])
+        self.outcome.accounts = len(accounts)
+        self.forget_accounts(accounts)
+        # Mail of accounts that were removed but not erased.
+        for home in sorted(set(self.settings.mail_root.glob("*/*")) - homes):
+            if home.is_dir() and not home.is_symlink() and not home.parent.name.startswith("."):
+                self.capture(home, spool)
+        self.stage_state()
+        about = {"begun": int(self.now), "accounts": len(accounts), "messages": self.outcome.messages, **self.settings.raw["about"]}
+        write_durably(STAGE / "manifest.json", json.dumps(about).encode())
+
+    def home(self, account: str) -> Path:
+        """Return where the mail of *account* lies."""
+        local, _, domain = account.rpartition("@")
+        return self.settings.mail_root / domain / local
+
+    def capture(self, home: Path, spool: TextIO) -> None:
+        """Copy the indexes below *home*."""
+        if not home.is_dir():
+            return
+        try:
+            captured = capture.capture(self.settings.mail_root, home, STAGE / "indexes")
+            spool.writelines(json.dumps([found.directory, found.names]) + "\n" for found in captured)
+        except (capture.Busy, OSError) as fault:
+            self.outcome.failures.append(f"{home}: its indexes could not be copied: {fault}")
+
+    def forget_accounts(self, accounts: list[str]) -> None:
+        """Remove manifests and indexes of accounts that are gone."""
+        kept = {manifest.path_of(STAGE, account) for account in accounts}
+        for file in (STAGE / "manifests").glob("*/*.json"):
+            if file not in kept:
+                file.unlink()
+        for staged in (STAGE / "indexes").glob("*/*"):
+            if not (self.settings.mail_root / staged.relative_to(STAGE / "indexes")).is_dir():
+                shutil.rmtree(staged)
+
+    def stage_state(self) -> None:
+        """Copy the ledger and what runs remember, while no run writes them."""
+        with locks.only_one(locks.RETENTION):
+            self.copy_state(STAGE / "state")
+
+    @staticmethod
+    def copy_state(target: Path) -> None:
+        """Copy it to *target*."""
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(mode=0o700)
+        for name in ("last_run.json", "figures.json"):
+            if (STATE / name).is_file():
+                shutil.copy2(STATE / name, target / name)
+        if (STATE / "ledger").is_dir():
+            shutil.copytree(STATE / "ledger", target / "ledger")
+        if (STATE / "marks.sqlite").is_file():
+            with contextlib.closing(sqlite3.connect(STATE / "marks.sqlite")) as live, \
+                    contextlib.closing(sqlite3.connect(target / "marks.sqlite")) as copy:
+                live.backup(copy)
+
+    # ---- restic
+
+    def look(self, spool: TextIO) -> Iterator[tuple[str, str]]:
+        """Make the snapshot, and yield (directory, name) of the message files of *spool* that are not in it."""
+        self.outcome.snapshot = self.snapshot()
+        yield from self.not_in_snapshot(spool)
+
+    def snapshot(self) -> str:
+        """Run restic over all that belongs to the backup; return the snapshot's identity."""
+        root = str(self.settings.mail_root)
+        excluded = [
+            *(f"{literal(root)}/**/{index}*" for index in capture.INDEXES), f"{literal(root)}/.letterlock-erased-*",
+            f"{literal(root)}/{SCRATCH}",
+            "/etc/letterlock/backup",
+        ]
+        if not self.settings.raw["certificates"]:
+            excluded.append("/etc/letterlock/tls")
+        limit = self.settings.raw["upload_limit"]
+        arguments = [
+            *(["--limit-upload", str(limit)] if limit else []), "backup", "--host", self.settings.host, "--tag", TAG,
+            *(word for pattern in excluded for word in ("--exclude", pattern)), root, str(STAGE), "/etc/letterlock",
+        ]
+        said, last = {}, time.monotonic()
+        for message in self.restic.messages(*arguments, accept=(0, INCOMPLETE)):
+            if message.get("message_type") == "summary":
+                said = message
+            elif message.get("message_type") == "status" and time.monotonic() > last + PROGRESS_SECONDS:
+                last = time.monotonic()
+                self.say(f"{message.get('percent_done', 0):.0%} of {message.get('total_bytes', 0) >> 20} MiB")
+        if "snapshot_id" not in said:
+            raise Fault("restic ended well and named no snapshot")
+        self.outcome.added += said["data_added"]
+        return said["snapshot_id"]
+
+    def not_in_snapshot(self, spool: TextIO) -> Iterator[tuple[str, str]]:
+        """Yield (directory, name) of the message files of *spool* that the snapshot does not have."""
+        offsets: dict[str, int] = {}
+        spool.seek(0)
+        while True:
+            offset = spool.tell()
+            line = spool.readline()
+            if not line:
+                break
+            offsets[json.loads(line)[0]] = offset
+        for directory, names in self.listed():
+            if directory in offsets:
+                spool.seek(offsets.pop(directory))
+                for name in json.loads(spool.readline())[1]:
+                    if stem(name) not in names:
+                        yield directory, name
+        for directory, offset in offsets.items():
+            spool.seek(offset)
+            for name in json.loads(spool.readline())[1]:
+                yield directory, name
+
+    def listed(self) -> Iterator[tuple[str, set[str]]]:
+        """Yield (directory of a mailbox, the stems of its message files) of the snapshot; restic lists directory by directory."""
+        root = f"{self.settings.mail_root}/"
+        current, names = "", set()
+        for node in self.restic.messages("ls", "--recursive", self.outcome.snapshot, str(self.settings.mail_root)):
+            if node.get("type") != "file" or not node["path"].startswith(root):
+                continue
+            directory, name = os.path.split(node["path"][len(root):])
+            if os.path.basename(directory) in ("cur", "new"):  # noqa: PTH119  # millions of them
+                directory = os.path.dirname(directory)  # noqa: PTH120
+            if directory != current:
+                if names:
+                    yield current, names
+                current, names = directory, set()
+            names.add(stem(name))
+        if names:
+            yield current, names
+
+    def is_there(self, directory: str, name: str) -> bool:
+        """Tell whether a message file is on the disk now, under whatever flags."""
+        path = self.settings.mail_root / directory
+        folders = [path / folder for folder in ("cur", "new")] if (path / "cur").is_dir() else [path]
+        return any(stem(found) == stem(name) for folder in folders if folder.is_dir() for found in capture.names_in(folder))
+
+    def write_gone(self, missing: list[tuple[str, str]]) -> None:
+        """Keep with the snapshot which of its messages were expunged while it was made."""
+        self.outcome.gone = len(missing)
+        if missing:
+            file = HOME / "gone.json"
+            write_durably(file, json.dumps({"snapshot": self.outcome.snapshot, "gone": missing}).encode())
+            self.restic.run("backup", "--host", self.settings.host, "--tag", f"{TAG},{GONE},{self.outcome.snapshot[:8]}", str(file))
+            file.unlink()
+
+
+def literal(path: str) -> str:
+    r"""Return *path* for a pattern of restic's that means just this.
+
+    >>> literal("/srv/a*b")
+    '/srv/a\\*b'
+    """
+    return "".join(f"\\{letter}" if letter in "*?[\\" else letter for letter in path)
+
+
+def stem(name: str) -> str:
+    """Return the part of a message file's name that flags don't change.
+
+    >>> stem("1700000000.M1P2.host,S=5:2,S"), stem("u.12")
+    ('1700000000.M1P2.host,S=5', 'u.12')
+    """
+    return name.split(":2,", 1)[0]
+
+
+# ---- what becomes of old snapshots
+
+
+def due(settings: Settings, snapshots: list[dict], now: float) -> list[dict]:
+    """Return the *snapshots* that are older than the role's time; the newest of the host stays whatever its age; raise Refused.
+
+    A clock that is wrong must not empty the repository.
+    """
+    own = [snapshot for snapshot in snapshots if snapshot["hostname"] == settings.host]
+    whole = [snapshot for snapshot in own if GONE not in snapshot["tags"]]
+    if not whole:
+        return []
+    newest = parse_time(whole[-1]["time"])
+    if now < newest - CLOCK_SECONDS:
+        raise Refused(f"the clock says {time.ctime(now)}, and the newest snapshot is of {time.ctime(newest)}; nothing was forgotten")
+    if now > newest + settings.keep_seconds:
+        raise Refused(
+            f"the newest snapshot is older than mail_backup_keep_for ({show_duration(settings.keep_seconds)}), so every one would go; "
+            "nothing was forgotten: make a backup first, or set the clock right"
+        )
+    return [snapshot for snapshot in own if parse_time(snapshot["time"]) < now - settings.keep_seconds]
+
+
+def parse_time(text: str) -> float:
+    """Return restic's time, RFC 3339 with nanoseconds, in seconds since the epoch.
+
+    >>> parse_time("1970-01-01T01:00:01.123456789+01:00")
+    1.0
+    """
+    zone = "+00:00" if text.endswith("Z") else text[-6:]
+    return datetime.datetime.fromisoformat(text[:19] + zone).timestamp()

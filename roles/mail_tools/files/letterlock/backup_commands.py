@@ -1,0 +1,140 @@
+"""The commands of `letterlock backup`. Exit codes are those of `letterlock`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from letterlock import backup, locks, metrics, restore
+from letterlock.durations import show_duration
+from letterlock.ledger import Ledger
+from letterlock.restic import Restic
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+# A second backup gives way to the one that is under way, whose snapshot will be as new as its own.
+GIVES_WAY_SECONDS = 0
+
+
+def say(text: str) -> None:
+    """Print a line at once."""
+    print(text, flush=True)
+
+
+def write_metrics(settings: backup.Settings, **news: float) -> None:
+    """Write the textfile, with *news*."""
+    figures = {**backup.read_state().get("figures", {}), **news}
+    backup.write_state(figures=figures)
+    metrics.write(settings.metrics_file, figures, metrics.BACKUP_METRICS, "backup")
+
+
+def run(_arguments: argparse.Namespace) -> int:
+    """Back up, and forget what is old."""
+    settings = backup.read_settings()
+    started, now = time.monotonic(), time.time()
+    with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS):
+        done = backup.Backup(settings, now, say).execute()
+        for failure in done.failures:
+            print(f"FAILED {failure}", file=sys.stderr)
+        print(
+            f"snapshot {done.snapshot[:8]}: {done.accounts} accounts, {done.messages} messages, {done.added} octets added, "
+            f"{done.gone} expunged meanwhile, {len(done.failures)} failures, {time.monotonic() - started:.1f} s"
+        )
+        success = {} if done.failures else {"last_success_timestamp_seconds": int(now)}
+        seconds = round(time.monotonic() - started, 3)
+        write_metrics(settings, messages=done.messages, added_bytes=done.added, failures=len(done.failures), seconds=seconds, **success)
+        if settings.raw["prunes"]:
+            forget_due(settings, now, dry_run=False)
+        else:
+            write_figures_of(settings, Restic(say).snapshots())
+    return int(bool(done.failures))
+
+
+def write_figures_of(settings: backup.Settings, snapshots: list[dict]) -> None:
+    """Write how many snapshots of this host there are, and how old they are."""
+    times = [backup.parse_time(snapshot["time"]) for snapshot in snapshots if snapshot["hostname"] == settings.host]
+    write_metrics(settings, snapshots=len(times), **({"oldest_snapshot_timestamp_seconds": int(min(times))} if times else {}))
+
+
+def forget_due(settings: backup.Settings, now: float, *, dry_run: bool) -> None:
+    """Forget the snapshots whose time has passed, record it, and prune."""
+    restic = Restic(say)
+    snapshots = restic.snapshots()
+    going = backup.due(settings, snapshots, now)
+    for snapshot in going:
+        print(f"{'would forget' if dry_run else 'forgets'} {snapshot['short_id']} of {snapshot['time'][:19]}")
+    if going and not dry_run:
+        restic.run("forget", *(snapshot["id"] for snapshot in going))
+        restic.run("prune")
+        record([{"kind": "forget", "snapshot": snapshot["id"], "made": snapshot["time"]} for snapshot in going], now)
+    write_figures_of(settings, [snapshot for snapshot in snapshots if snapshot not in going])
+
+
+def record(entries: list[dict], now: float) -> None:
+    """Write *entries* into the ledger, signed."""
+    with locks.only_one(locks.RETENTION):
+        ledger = Ledger()
+        ledger.open()
+        try:
+            ledger.append(entries, now)
+            ledger.sign(now)
+        finally:
+            ledger.close()
+
+
+def forget(arguments: argparse.Namespace) -> int:
+    """Forget what is old."""
+    with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS):
+        forget_due(backup.read_settings(), time.time(), dry_run=arguments.dry_run)
+    return 0
+
+
+def check(_arguments: argparse.Namespace) -> int:
+    """Let restic read a share of the repository."""
+    settings = backup.read_settings()
+    with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS):
+        restic = Restic(say)
+        restic.run("unlock")
+        # Each time another share: the bytes of a pack that is never read could rot unseen.
+        restic.run("check", f"--read-data-subset={settings.raw['check_percent']}%", tries=1)
+    write_metrics(settings, last_check_timestamp_seconds=int(time.time()))
+    print(f"whole, as far as {settings.raw['check_percent']}% of the data tell")
+    return 0
+
+
+def show(_arguments: argparse.Namespace) -> int:
+    """List the snapshots."""
+    settings = backup.read_settings()
+    for snapshot in Restic(say).snapshots():
+        if snapshot["hostname"] == settings.host and backup.GONE not in snapshot["tags"]:
+            goes = backup.parse_time(snapshot["time"]) + settings.keep_seconds
+            print(f"{snapshot['short_id']}  {snapshot['time'][:19]}  until {time.strftime('%Y-%m-%d', time.gmtime(goes))}")
+    print(f"each stays for {show_duration(settings.keep_seconds)}")
+    return 0
+
+
+def bring_back(arguments: argparse.Namespace) -> int:
+    """Bring accounts back from a snapshot."""
+    settings = backup.read_settings()
+    with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS):
+        outcome = restore.Restore(settings, arguments.snapshot, arguments.host, say).execute(arguments.account or None)
+    for line in restore.lines(outcome):
+        say(line)
+    return int(bool(outcome.differences or outcome.left_alone))
+
+
+def add_to(area: argparse._SubParsersAction, command: Callable) -> None:
+    """Add the commands to the command line."""
+    command(area, "run", run, "Back up, and forget what is old.")
+    command(area, "list", show, "List the snapshots of this host.")
+    command(area, "check", check, "Let restic read a share of the repository's data.")
+    command(area, "forget", forget, "Forget the snapshots whose time has passed, and prune.").add_argument(
+        "--dry-run", action="store_true", help="say which would go, and change nothing"
+    )
+    command_restore = command(area, "restore", bring_back, "Bring accounts that have no mail back from a snapshot, and compare them.")
+    command_restore.add_argument("account", nargs="*", help="accounts; all of the snapshot if none is named")
+    command_restore.add_argument("--snapshot", default="latest", help="latest, an identity, or a day or moment up to which it was made")
+    command_restore.add_argument("--host", help="the host whose snapshot it is, if not this one's")

@@ -1,0 +1,132 @@
+"""Manifests: what a backup holds of each account, message by message, as Dovecot itself says it.
+
+A message whose MODSEQ is above what its mailbox's was when the indexes were copied
+changed after that; it is marked as unsettled, and of it a restore may hold the
+flags of either moment, or nothing if it was expunged. All others must come back as
+they are here.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from letterlock.doveadm import Doveadm, Failed, over
+from letterlock.ledger import write_durably
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+STATUS = ("messages", "guid", "uidvalidity", "uidnext", "highestmodseq")
+# What a manifest says of a message, in this order.
+MESSAGE = ("uid", "guid", "size", "flags", "saved", "received", "settled")
+MISSING = "missing"
+FIELDS = ("mailbox-guid", "uid", "guid", "modseq", "flags", "size.virtual", "date.saved.unixtime", "date.received.unixtime")
+
+
+def status(account: str, mailbox: str) -> tuple[str, dict]:
+    """Return the command that asks for the status of an account's mailboxes."""
+    return "mailboxStatus", {"user": account, "field": list(STATUS), "mailboxMask": [mailbox]}
+
+
+def statuses(accounts: list[str], held: dict[str, str]) -> dict[str, list[dict] | Failed]:
+    """Return the status of each account's mailboxes, or why there is none; *held* are {account: mailbox hidden from it}."""
+    found: dict[str, list[dict] | Failed] = {account: [] for account in accounts}
+    try:
+        for row in over(accounts, ["mailbox", "status"], " ".join(STATUS), "*"):
+            found[row["username"]].append(row)
+    except (Failed, KeyError):
+        answers = Doveadm().batch([status(account, "*") for account in accounts])
+        found = dict(zip(accounts, answers, strict=True))
+    for account in set(held) & set(accounts):
+        # A mailbox that an ACL hides is found only by its name.
+        (hidden,) = Doveadm().batch([status(account, held[account])])
+        if not isinstance(hidden, Failed) and not isinstance(found[account], Failed):
+            found[account] = [*found[account], *hidden]
+    return found
+
+
+def messages(accounts: list[str], held: dict[str, str]) -> Iterator[tuple[str, list[dict] | Failed]]:
+    """Yield (account, its messages, or why they can't be had)."""
+    found: dict[str, list[dict] | Failed]
+    try:
+        rows = over(accounts, ["fetch"], " ".join(FIELDS), "all")
+        found = {account: list(of_one) for account, of_one in groupby(rows, key=lambda row: row["username"])}
+    except Failed:
+        answers = Doveadm().batch([("fetch", {"user": account, "field": list(FIELDS), "query": ["all"]}) for account in accounts])
+        found = dict(zip(accounts, answers, strict=True))
+    for account in accounts:
+        rows = found.get(account, [])
+        if account in held and not isinstance(rows, Failed):
+            (hidden,) = Doveadm().batch([("fetch", {"user": account, "field": list(FIELDS), "query": ["mailbox", held[account]]})])
+            rows = rows if isinstance(hidden, Failed) else rows + hidden
+        yield account, rows
+
+
+def of_account(account: str, boxes: list[dict], rows: Iterable[dict]) -> dict:
+    """Return the manifest of one account: *boxes* are the statuses from before its indexes were copied, *rows* come from after."""
+    found: dict[str, list] = {box["guid"]: [] for box in boxes}
+    modseq = {box["guid"]: int(box["highestmodseq"]) for box in boxes}
+    for row in rows:
+        guid = row["mailbox-guid"]
+        # A mailbox that was made after the statuses is not in this backup.
+        if guid in found:
+            found[guid].append([
+                int(row["uid"]), row["guid"], int(row["size.virtual"]), sorted(flag for flag in row["flags"].split() if flag != "\\Recent"),
+                int(row["date.saved.unixtime"]), int(row["date.received.unixtime"]), int(row["modseq"]) <= modseq[guid],
+            ])
+    return {
+        "account": account,
+        "mailboxes": [
+            {"name": box["mailbox"], "guid": box["guid"], "uidvalidity": int(box["uidvalidity"]), "uidnext": int(box["uidnext"]),
+             "messages": sorted(found[box["guid"]])}
+            for box in boxes
+        ],
+    }
+
+
+def path_of(stage: Path, account: str) -> Path:
+    """Return where the manifest of *account* lies in *stage*."""
+    local, _, domain = account.rpartition("@")
+    return stage / "manifests" / domain / f"{local}.json"
+
+
+def write(stage: Path, manifest: dict) -> None:
+    """Write a manifest; one that says the same stays as it is, which costs a backup nothing."""
+    file = path_of(stage, manifest["account"])
+    text = json.dumps(manifest).encode()
+    if not file.is_file() or file.read_bytes() != text:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(file, text)
+
+
+def differences(before: dict, now: dict) -> Iterator[str]:
+    """Yield how an account *now* differs from its manifest of *before*, in words."""
+    boxes = {box["name"]: box for box in now["mailboxes"]}
+    for box in before["mailboxes"]:
+        there = boxes.get(box["name"])
+        if there is None:
+            yield f"{MISSING}: the mailbox {box['name']} with {len(box['messages'])} messages"
+            continue
+        for what in ("guid", "uidvalidity"):
+            if there[what] != box[what]:
+                yield f"{box['name']}: {what} was {box[what]} and is {there[what]}"
+        if there["uidnext"] < box["uidnext"]:
+            yield f"{box['name']}: uidnext was {box['uidnext']} and is {there['uidnext']}"
+        yield from message_differences(box, there)
+
+
+def message_differences(before: dict, now: dict) -> Iterator[str]:
+    """Yield how the messages of one mailbox differ; what was unsettled may be gone, or have other flags."""
+    found = {message[0]: message for message in now["messages"]}
+    for message in before["messages"]:
+        uid, *_, settled = message
+        if uid not in found:
+            if settled:
+                yield f"{MISSING}: {before['name']}, UID {uid}"
+            continue
+        for what, was, now_is in zip(MESSAGE, message, found[uid], strict=True):
+            if was != now_is and what != "settled" and (settled or what != "flags"):
+                yield f"{before['name']}, UID {uid}: {what} was {was} and is {now_is}"

@@ -1,0 +1,108 @@
+"""restic, the engine of the backups: its commands, its answers, and what its faults mean.
+
+Where the repository is and what opens it never stands on a command line: both
+are given by files that root alone reads. https://restic.readthedocs.io/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PASSWORD_FILE = Path("/etc/letterlock/backup/password")
+ENVIRONMENT_FILE = Path("/etc/letterlock/backup/environment")
+CACHE = "/var/cache/letterlock/restic"
+TAG = "letterlock"
+# What a network fault is given: tries, and seconds between them.
+TRIES, PAUSE_SECONDS = 3, 20
+# restic backup: a snapshot was made, but some files could not be read.
+INCOMPLETE = 3
+# What restic says -> what it means, and what to do. 0.14 has no exit codes for them.
+MEANINGS = {
+    "wrong password or no key found": "mail_backup_password does not open this repository",
+    "Is there a repository at the following location": "there is no repository at mail_backup_repository",
+    "repository is already locked": "another restic holds the repository's lock",
+    "no space left on device": "the repository's disk is full",
+    "Not enough Storage": "the repository's disk is full",
+    "connection refused": "the repository can't be reached",
+    "no such host": "the repository can't be reached",
+    "i/o timeout": "the repository can't be reached",
+}
+# Faults that another try does not mend.
+FINAL = ("mail_backup_password", "there is no repository")
+
+
+class Fault(Exception):
+    """restic could not do what it was asked."""
+
+
+def meaning(said: str, code: int) -> str:
+    """Return what restic's standard error means, in words that name what to change."""
+    last = next((line for line in reversed(said.strip().splitlines()) if line.strip()), "no message")
+    found = next((text for sign, text in MEANINGS.items() if sign.lower() in said.lower()), None)
+    return f"{found} (restic: {last.strip()})" if found else f"restic: exit code {code}: {last.strip()}"
+
+
+class Restic:
+    """One repository."""
+
+    def __init__(self, say: Callable[[str], None] = print) -> None:
+        """Read how it is reached; *say* gets a line when a try failed."""
+        lines = ENVIRONMENT_FILE.read_text(encoding="utf-8").splitlines()
+        given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+        self.environment = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root", **given,
+            "RESTIC_PASSWORD_FILE": str(PASSWORD_FILE), "RESTIC_CACHE_DIR": CACHE,
+        }
+        self.say = say
+
+    def messages(self, *arguments: str, accept: tuple[int, ...] = (0,)) -> Iterator[dict]:
+        """Yield the JSON messages of one command as they come; raise Fault when its exit code is none to *accept*."""
+        with tempfile.TemporaryFile() as errors, subprocess.Popen(
+            ["restic", "--json", *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
+            encoding="utf-8", errors="replace",
+        ) as process:
+            for line in process.stdout:
+                with contextlib.suppress(ValueError):
+                    yield json.loads(line)
+            code = process.wait()
+            if code not in accept:
+                errors.seek(0)
+                raise Fault(meaning(errors.read().decode(errors="replace"), code))
+
+    def run(self, *arguments: str, tries: int = TRIES) -> str:
+        """Return the standard output of one command; try again after a fault that may pass, then raise Fault."""
+        for left in reversed(range(tries)):
+            done = subprocess.run(
+                ["restic", *arguments], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+            )
+            if done.returncode == 0:
+                return done.stdout
+            fault = meaning(done.stderr, done.returncode)
+            if not left or fault.startswith(FINAL):
+                raise Fault(fault)
+            self.say(f"tried again in {PAUSE_SECONDS} s: {fault}")
+            time.sleep(PAUSE_SECONDS)
+        raise AssertionError("unreachable")
+
+    def identity(self) -> str | None:
+        """Return the repository's identity, or None when there is none yet."""
+        try:
+            return json.loads(self.run("cat", "config"))["id"]
+        except Fault as fault:
+            if str(fault).startswith("there is no repository"):
+                return None
+            raise
+
+    def snapshots(self, *tags: str) -> list[dict]:
+        """Return the snapshots that carry all of *tags*, the oldest first."""
+        found = json.loads(self.run("snapshots", "--json", "--tag", ",".join([TAG, *tags])) or "[]")
+        return sorted(found, key=lambda snapshot: snapshot["time"])
