@@ -159,6 +159,7 @@ class Backup:
                 boxes = before[account]
                 if isinstance(boxes, Failed) or isinstance(rows, Failed):
                     self.outcome.failures.append(f"{account}: no manifest: {boxes if isinstance(boxes, Failed) else rows}")
+                    manifest.path_of(STAGE, account).unlink(missing_ok=True)
                     continue
                 made = manifest.of_account(account, boxes, rows)
                 manifest.write(STAGE, made)
