@@ -16,22 +16,26 @@ VARIABLES = {
     "mail_retention_ceiling_host_percent": 100,
     "mail_retention_schedule": "*-01-01 00:00:00",
 }
-# One account's mail is saved message by message, a tenth of it as if 40 days ago, and copied with its indexes.
+# A tenth of each account's mail is imported as if 40 days ago, the rest as if yesterday: mailboxes of their own, with GUIDs
+# of their own. The whole is kept, and brought back with its indexes for each run.
 FILL = f"""
 set -eu
 mail=/srv/mail/bench.test
 command -v faketime >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet faketime >/dev/null
-if [ ! -d /srv/mail/.full ]; then
+if [ ! -d /srv/full ]; then
   for number in $(seq {MESSAGES}); do
-    age=$([ "$number" -gt {OLD} ] && echo 1 || echo 40)
-    printf 'From: s@example.org\\r\\nSubject: %s\\r\\nMessage-ID: <%s@example.org>\\r\\n\\r\\nx\\r\\n' "$number" "$number" |
-      faketime -f -${{age}}d doveadm save -u user0@bench.test -m INBOX
+    printf 'From: s@example.org\r\nSubject: %s\r\nMessage-ID: <%s@example.org>\r\n\r\nx\r\n' "$number" "$number" |
+      doveadm save -u user0@bench.test -m INBOX
   done
-  cp -a $mail/user0 /srv/mail/.full
+  mv $mail/user0 /srv/mail/.source
+  seq -f 'user%.0f@bench.test' 0 {ACCOUNTS - 1} >/root/users
+  faketime -f -40d doveadm import -F /root/users sdbox:/srv/mail/.source/sdbox "" mailbox INBOX uid 1:{OLD}
+  faketime -f -1d doveadm import -F /root/users sdbox:/srv/mail/.source/sdbox "" mailbox INBOX uid {OLD + 1}:{MESSAGES}
+  cp -a $mail /srv/full
 fi
 rm -rf $mail
-install -d -o vmail -g vmail -m 0700 $mail
-for number in $(seq 0 {ACCOUNTS - 1}); do cp -a /srv/mail/.full $mail/user$number; done
+cp -a /srv/full $mail
+rm -f /var/lib/letterlock/last_run.json /var/lib/letterlock/marks.sqlite
 sync
 """
 BARE = "doveadm expunge -A mailbox INBOX savedbefore 30d"
@@ -54,10 +58,12 @@ def timed(on: Callable, host: str, command: str) -> tuple[float, float]:
 
 
 def acknowledged(on: Callable, host: str) -> str:
-    """Return the run's command with the word that the first run asks for."""
+    """Return the run's command with the word that a first run asks for; raise SystemExit when it asks for none."""
     asked = on(host, "letterlock retention run 2>&1; :")
     word = re.search(r"--acknowledge (\w+)", asked)
-    return f"letterlock retention run --acknowledge {word.group(1)}" if word else "letterlock retention run"
+    if not word:
+        raise SystemExit(f"on {host}, the first run did not ask: {asked}")
+    return f"letterlock retention run --acknowledge {word.group(1)}"
 
 
 def measure(on: Callable, say: Callable, host: str, runs: int) -> dict:
@@ -73,6 +79,8 @@ def measure(on: Callable, say: Callable, host: str, runs: int) -> dict:
         seconds, peak = timed(on, host, command)
         times["kit"].append(seconds)
         times["kit_mib"].append(peak)
+        if f'expunged{{policy="bench"}} {ACCOUNTS * OLD}\n' not in on(host, "cat /var/lib/letterlock/metrics/retention.prom"):
+            raise SystemExit(f"on {host}, the run did not expunge {ACCOUNTS * OLD} messages")
         times["kit_nothing"].append(timed(on, host, "letterlock retention run")[0])
         # The first run that finds mailboxes as the last one left them looks ahead, once in days.
         timed(on, host, "letterlock retention run")
