@@ -30,23 +30,14 @@ def text_faults(variables: dict) -> list[str]:
     return found
 
 
-def bound(variables: dict) -> tuple[int, str] | None:
-    """Return (seconds, the policy's name) of the longest that mail under a policy can be somewhere, or None without such a policy."""
-    folders = policies.folders_of(variables["dovecot_mailboxes"])
-    parsed, _ = policies.parse_policies(variables.get("mail_retention_policies", []), folders, [])
-    longest = max(((policy.keep_for, policy.name) for policy in parsed if policy.keep_for is not None), default=None)
-    if longest is None:
-        return None
-    # A run a day, and a backup that was made just before it.
-    return longest[0] + durations.parse_duration(variables["mail_backup_keep_for"]) + durations.DAY, longest[1]
-
-
 def promise_faults(variables: dict) -> list[str]:
     """Return why mail is not gone everywhere when mail_backup_gone_after says."""
     if not variables["mail_backup_gone_after"]:
         return []
     promised = durations.parse_duration(variables["mail_backup_gone_after"])
-    found = bound(variables)
+    folders = policies.folders_of(variables["dovecot_mailboxes"])
+    parsed, _ = policies.parse_policies(variables.get("mail_retention_policies", []), folders, [])
+    found = policies.gone_everywhere_after(parsed, durations.parse_duration(variables["mail_backup_keep_for"]))
     if found is None:
         return ["mail_backup_gone_after: no policy of mail_retention_policies has keep_for, so nothing is ever gone"]
     if found[0] <= promised:

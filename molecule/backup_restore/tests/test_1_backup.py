@@ -22,7 +22,9 @@ def test_a_backup_by_the_timer(host, store):
     boxes = {box["name"]: box for box in manifests["mailboxes"]}
     assert {name: len(box["messages"]) for name, box in boxes.items() if box["messages"]} == {"INBOX": 5, "Archive": 3, "Entwürfe": 1}
     assert all(message[-1] for box in boxes.values() for message in box["messages"])
-    assert len(store.letterlock("backup list").stdout.splitlines()) == 2
+    listed = store.letterlock("backup list").stdout.splitlines()
+    assert listed[1] == "each stays for 30d"
+    assert listed[2] == "mail under a policy is gone from the host and from all of them 61d after it was saved (trash)"
     metrics = host.check_output("cat /var/lib/letterlock/metrics/backup.prom")
     assert "letterlock_backup_messages 27" in metrics
     assert "letterlock_backup_last_success_timestamp_seconds" in metrics

@@ -6,10 +6,11 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from letterlock import backup, locks, metrics, restore
+from letterlock import backup, locks, metrics, policies, restore
 from letterlock.durations import show_duration
 from letterlock.ledger import Ledger
 from letterlock.restic import Restic
+from letterlock.settings import read
 
 if TYPE_CHECKING:
     import argparse
@@ -113,6 +114,9 @@ def show(_arguments: argparse.Namespace) -> int:
             goes = backup.parse_time(snapshot["time"]) + settings.keep_seconds
             print(f"{snapshot['short_id']}  {snapshot['time'][:19]}  until {time.strftime('%Y-%m-%d', time.gmtime(goes))}")
     print(f"each stays for {show_duration(settings.keep_seconds)}")
+    bound = policies.gone_everywhere_after(read().policies, settings.keep_seconds)
+    if bound:
+        print(f"mail under a policy is gone from the host and from all of them {show_duration(bound[0])} after it was saved ({bound[1]})")
     return 0
 
 

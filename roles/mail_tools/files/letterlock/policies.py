@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from letterlock.durations import parse_duration, parse_size, show_duration
+from letterlock.durations import DAY, parse_duration, parse_size, show_duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -359,3 +359,12 @@ def loosens(old: Policy, new: Policy) -> bool:
     if new.after_fetch in (None, KEEP) or old.after_fetch == new.after_fetch:
         return new.after_fetch is not None or old.after_fetch != KEEP
     return isinstance(old.after_fetch, int) and new.after_fetch >= old.after_fetch
+
+
+def gone_everywhere_after(policies: list[Policy], backups_kept: int) -> tuple[int, str] | None:
+    """Return (seconds, the policy's name) after which mail is on no host and in no backup; None if no policy sets a time.
+
+    *backups_kept* is how long snapshots stay, in seconds. A run a day, and a backup that was made just before it.
+    """
+    longest = max(((policy.keep_for, policy.name) for policy in policies if policy.keep_for is not None), default=None)
+    return longest and (longest[0] + backups_kept + DAY, longest[1])
