@@ -30,6 +30,7 @@ MEANINGS = {
     "wrong password or no key found": "mail_backup_password does not open this repository",
     "Is there a repository at the following location": "there is no repository at mail_backup_repository",
     "repository is already locked": "another restic holds the repository's lock",
+    "repository contains errors": "the repository is damaged",
     "no space left on device": "the repository's disk is full",
     "Not enough Storage": "the repository's disk is full",
     "connection refused": "the repository can't be reached",
@@ -37,7 +38,8 @@ MEANINGS = {
     "i/o timeout": "the repository can't be reached",
 }
 # Faults that another try does not mend.
-FINAL = ("mail_backup_password", "there is no repository")
+PACKS_SHOWN = 3
+FINAL = ("mail_backup_password", "there is no repository", "the repository is damaged")
 
 
 class Fault(Exception):
@@ -46,9 +48,12 @@ class Fault(Exception):
 
 def meaning(said: str, code: int) -> str:
     """Return what restic's standard error means, in words that name what to change."""
-    last = next((line for line in reversed(said.strip().splitlines()) if line.strip()), "no message")
+    lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no message"]
     found = next((text for sign, text in MEANINGS.items() if sign.lower() in said.lower()), None)
-    return f"{found} (restic: {last.strip()})" if found else f"restic: exit code {code}: {last.strip()}"
+    # Of a damaged repository, which packs.
+    packs = [line for line in lines if line.lower().startswith("pack ")][:PACKS_SHOWN]
+    last = "; ".join([*packs, lines[-1]])
+    return f"{found} (restic: {last})" if found else f"restic: exit code {code}: {last}"
 
 
 class Restic:
@@ -86,7 +91,7 @@ class Restic:
             )
             if done.returncode == 0:
                 return done.stdout
-            fault = meaning(done.stderr, done.returncode)
+            fault = meaning(f"{done.stdout}\n{done.stderr}", done.returncode)
             if not left or fault.startswith(FINAL):
                 raise Fault(fault)
             self.say(f"tried again in {PAUSE_SECONDS} s: {fault}")
