@@ -37,8 +37,8 @@ MEANINGS = {
     "no such host": "the repository can't be reached",
     "i/o timeout": "the repository can't be reached",
 }
-# Faults that another try does not mend.
 PACKS_SHOWN = 3
+# Faults that another try does not mend.
 FINAL = ("mail_backup_password", "there is no repository", "the repository is damaged")
 
 
