@@ -16,7 +16,7 @@ LOAD_SECONDS = 14
 def test_all_is_as_it_was(host, store):
     """UIDVALIDITY, UIDs, flags, keywords, dates, sizes, unique ids of POP3, and every octet; the ledger, too."""
     before = {user: store.seen(user) for user in USERS}
-    assert sum(len(messages) for _, messages in before[USERS[0]].values() if isinstance(messages, list)) >= 9
+    assert [len(before[USERS[0]][name][1]) for name in ("INBOX", "Archive")] == [5, 3]
     ledger = host.check_output("cat /var/lib/letterlock/ledger/ledger-*.jsonl | wc -l")
     store.backup()
     store.lose()
@@ -81,11 +81,10 @@ class Load(threading.Thread):
     def run(self) -> None:
         """Go on until it is time."""
         deadline = time.monotonic() + LOAD_SECONDS
+        if self.expunges:
+            self.expunge(deadline)
         while time.monotonic() < deadline:
-            if self.expunges:
-                self.expunge()
-            else:
-                self.deliver()
+            self.deliver()
 
     def deliver(self) -> None:
         """Deliver messages over one connection."""
@@ -101,19 +100,21 @@ class Load(threading.Thread):
                     continue
                 self.acknowledged.append((time.time(), identity))
 
-    def expunge(self) -> None:
-        """Expunge some of what is there by now, as a user would: the oldest, but none that tests know."""
+    def expunge(self, deadline: float) -> None:
+        """Expunge and flag what has come in, as a user would, but nothing that other tests know."""
         with clients.imap(*self.mail.login(BUSY)) as client:
             client.select("INBOX")
-            _, found = client.search(None, "SUBJECT", "load-", "UNFLAGGED")
-            numbers = found[0].split()
-            doomed = numbers[::3][:20]
-            if doomed:
-                client.store(b",".join(doomed).decode(), "+FLAGS", "(\\Deleted)")
+            while time.monotonic() < deadline:
+                client.noop()
+                _, found = client.uid("SEARCH", "SUBJECT", "load-", "UNFLAGGED")
+                uids = found[0].decode().split()
+                if len(uids) < 6:
+                    continue
+                client.uid("STORE", ",".join(uids[1::3][:20]), "+FLAGS", "(\\Flagged)")
+                doomed = uids[::3][:20]
+                client.uid("STORE", ",".join(doomed), "+FLAGS", "(\\Deleted)")
                 client.expunge()
                 self.expunged += len(doomed)
-            if keep := numbers[1:200:3]:
-                client.store(b",".join(keep).decode(), "+FLAGS", "(\\Flagged)")
 
 
 def subjects(mail) -> set[str]:

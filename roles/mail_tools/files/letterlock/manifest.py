@@ -41,7 +41,10 @@ def statuses(accounts: list[str], held: dict[str, str]) -> dict[str, list[dict] 
         answers = Doveadm().batch([status(account, "*") for account in accounts])
         found = dict(zip(accounts, answers, strict=True))
     for account in set(held) & set(accounts):
-        # A mailbox that an ACL hides is found only by its name.
+        # A mailbox that an ACL hides is found only by its name, and asking for the status of one that is not there is an error.
+        (there,) = Doveadm().batch([("fetch", {"user": account, "field": ["uid"], "query": ["mailbox", held[account], "1"]})])
+        if isinstance(there, Failed) or not there:
+            continue
         (hidden,) = Doveadm().batch([status(account, held[account])])
         if not isinstance(hidden, Failed) and not isinstance(found[account], Failed):
             found[account] = [*found[account], *hidden]

@@ -37,7 +37,7 @@ MEANINGS = {
     "no such host": "the repository can't be reached",
     "i/o timeout": "the repository can't be reached",
 }
-PACKS_SHOWN = 3
+DAMAGE_SHOWN = 5
 # Faults that another try does not mend.
 FINAL = ("mail_backup_password", "there is no repository", "the repository is damaged")
 
@@ -50,9 +50,9 @@ def meaning(said: str, code: int) -> str:
     """Return what restic's standard error means, in words that name what to change."""
     lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no message"]
     found = next((text for sign, text in MEANINGS.items() if sign.lower() in said.lower()), None)
-    # Of a damaged repository, which packs.
-    packs = [line for line in lines if line.lower().startswith("pack ")][:PACKS_SHOWN]
-    last = "; ".join([*packs, lines[-1]])
+    # Of a damaged repository, what is damaged.
+    damage = [line for line in lines if line.lower().startswith(("pack ", "error ", "decrypting "))][:DAMAGE_SHOWN]
+    last = "; ".join([*damage, lines[-1]])
     return f"{found} (restic: {last})" if found else f"restic: exit code {code}: {last}"
 
 
