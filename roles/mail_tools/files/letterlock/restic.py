@@ -10,6 +10,7 @@ import contextlib
 import json
 import subprocess
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ MEANINGS = {
     "i/o timeout": "the repository can't be reached",
 }
 DAMAGE_SHOWN = 5
+DAMAGE_SECONDS = 10
 # Faults that another try does not mend.
 FINAL = ("mail_backup_password", "there is no repository", "the repository is damaged")
 
@@ -46,12 +48,17 @@ class Fault(Exception):
     """restic could not do what it was asked."""
 
 
+def is_damage(line: str) -> bool:
+    """Tell whether a line of `restic check` names something that is damaged."""
+    return line.strip().lower().startswith(("pack ", "error ", "decrypting "))
+
+
 def meaning(said: str, code: int) -> str:
     """Return what restic's standard error means, in words that name what to change."""
     lines = [line.strip() for line in said.splitlines() if line.strip()] or ["no message"]
     found = next((text for sign, text in MEANINGS.items() if sign.lower() in said.lower()), None)
     # Of a damaged repository, what is damaged.
-    damage = [line for line in lines if line.lower().startswith(("pack ", "error ", "decrypting "))][:DAMAGE_SHOWN]
+    damage = [line for line in lines if is_damage(line)][:DAMAGE_SHOWN]
     last = "; ".join([*damage, lines[-1]])
     return f"{found} (restic: {last})" if found else f"restic: exit code {code}: {last}"
 
@@ -97,6 +104,28 @@ class Restic:
             self.say(f"tried again in {PAUSE_SECONDS} s: {fault}")
             time.sleep(PAUSE_SECONDS)
         raise AssertionError("unreachable")
+
+    def check(self, *arguments: str) -> None:
+        """Check the repository; raise Fault. When something is known to be damaged, restic need not come to an end.
+
+        It tries for a quarter of an hour to read what is not there.
+        """
+        command = ["restic", "check", *arguments]
+        with subprocess.Popen(
+            command, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, errors="replace",
+        ) as process:
+            enough = threading.Timer(DAMAGE_SECONDS, process.kill)
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if is_damage(line) and not enough.is_alive():
+                    enough.start()
+            code = process.wait()
+            enough.cancel()
+        if code:
+            said = "".join(lines)
+            raise Fault(meaning(said if code > 0 else f"{said}\nrepository contains errors", code))
 
     def identity(self) -> str | None:
         """Return the repository's identity, or None when there is none yet."""
