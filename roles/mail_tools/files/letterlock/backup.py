@@ -36,6 +36,7 @@ STATE = Path("/var/lib/letterlock")
 HOME = STATE / "backup"
 STAGE = HOME / "stage"
 GROUP = 250
+MESSAGES_AT_ONCE = 100_000
 # restic passes over a file that is renamed under its eyes; what it missed it finds when it looks again.
 LOOKS = 4
 PROGRESS_SECONDS = 30
@@ -153,17 +154,8 @@ class Backup:
         homes = {self.home(account) for account in accounts}
         for some in chunks(accounts, GROUP):
             before = manifest.statuses(some, self.settings.held)
-            for account in some:
-                self.capture(self.home(account), spool)
-            for account, rows in manifest.messages(some, self.settings.held):
-                boxes = before[account]
-                if isinstance(boxes, Failed) or isinstance(rows, Failed):
-                    self.outcome.failures.append(f"{account}: no manifest: {boxes if isinstance(boxes, Failed) else rows}")
-                    manifest.path_of(STAGE, account).unlink(missing_ok=True)
-                    continue
-                made = manifest.of_account(account, boxes, rows)
-                manifest.write(STAGE, made)
-                self.outcome.messages += sum(len(box["messages"]) for box in made["mailboxes"])
+            for part in self.parts(before):
+                self.stage_accounts(part, before, spool)
         self.outcome.accounts = len(accounts)
         self.forget_accounts(accounts)
         # Mail of accounts that were removed but not erased.
@@ -173,6 +165,40 @@ class Backup:
         self.stage_state()
         about = {"begun": int(self.now), "accounts": len(accounts), "messages": self.outcome.messages, **self.settings.raw["about"]}
         write_durably(STAGE / "manifest.json", json.dumps(about).encode())
+
+    @staticmethod
+    def parts(statuses: dict[str, list[dict] | Failed]) -> Iterator[list[str]]:
+        """Yield the accounts in lists whose messages fit into memory."""
+        part, messages = [], 0
+        for account, boxes in statuses.items():
+            count = 0 if isinstance(boxes, Failed) else sum(int(box["messages"]) for box in boxes)
+            if part and messages + count > MESSAGES_AT_ONCE:
+                yield part
+                part, messages = [], 0
+            part.append(account)
+            messages += count
+        if part:
+            yield part
+
+    def stage_accounts(self, accounts: list[str], before: dict[str, list[dict] | Failed], spool: TextIO) -> None:
+        """Copy the indexes of *accounts* and write their manifests; *before* are the statuses of their mailboxes."""
+        # Asked before the indexes are copied, because asking makes Dovecot cache a saved date that a busy delivery did not.
+        found = dict(manifest.messages(accounts, self.settings.held))
+        for account in accounts:
+            self.capture(self.home(account), spool)
+        after = manifest.statuses(accounts, self.settings.held)
+        busy = [account for account in accounts if after[account] != before[account]]
+        if busy:
+            found |= manifest.messages(busy, self.settings.held)
+        for account in accounts:
+            boxes, rows = before[account], found[account]
+            if isinstance(boxes, Failed) or isinstance(rows, Failed):
+                self.outcome.failures.append(f"{account}: no manifest: {boxes if isinstance(boxes, Failed) else rows}")
+                manifest.path_of(STAGE, account).unlink(missing_ok=True)
+                continue
+            made = manifest.of_account(account, boxes, rows)
+            manifest.write(STAGE, made)
+            self.outcome.messages += sum(len(box["messages"]) for box in made["mailboxes"])
 
     def home(self, account: str) -> Path:
         """Return where the mail of *account* lies."""

@@ -2,8 +2,8 @@
 
 A message whose MODSEQ is above what its mailbox's was when the indexes were copied
 changed after that; it is marked as unsettled, and of it a restore may hold the
-flags of either moment, or nothing if it was expunged. All others must come back as
-they are here.
+flags of either moment, another saved date, or nothing if it was expunged. All others
+must come back as they are here.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 STATUS = ("messages", "guid", "uidvalidity", "uidnext", "highestmodseq")
 # What a manifest says of a message, in this order.
 MESSAGE = ("uid", "guid", "size", "flags", "saved", "received", "settled")
+UNSETTLED = ("flags", "saved")
 MISSING = "missing"
 FIELDS = ("mailbox-guid", "uid", "guid", "modseq", "flags", "size.virtual", "date.saved.unixtime", "date.received.unixtime")
 
@@ -131,5 +132,5 @@ def message_differences(before: dict, now: dict) -> Iterator[str]:
                 yield f"{MISSING}: {before['name']}, UID {uid}"
             continue
         for what, was, now_is in zip(MESSAGE, message, found[uid], strict=True):
-            if was != now_is and what != "settled" and (settled or what != "flags"):
+            if was != now_is and what != "settled" and (settled or what not in UNSETTLED):
                 yield f"{before['name']}, UID {uid}: {what} was {was} and is {now_is}"
