@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 STATUS = ("messages", "guid", "uidvalidity", "uidnext", "highestmodseq")
 # What a manifest says of a message, in this order.
 MESSAGE = ("uid", "guid", "size", "flags", "saved", "received", "settled")
+TRIES = 8
 UNSETTLED = ("flags", "saved")
 MISSING = "missing"
 FIELDS = ("mailbox-guid", "uid", "guid", "modseq", "flags", "size.virtual", "date.saved.unixtime", "date.received.unixtime")
@@ -52,6 +53,20 @@ def statuses(accounts: list[str], held: dict[str, str]) -> dict[str, list[dict] 
     return found
 
 
+def patiently(account: str) -> list[dict] | Failed:
+    """Return the messages of one account, or why they can't be had.
+
+    A message that is expunged while doveadm reads it fails the whole answer. What it read before is cached by then, so that
+    the next try is faster than whoever expunges.
+    """
+    for _ in range(TRIES):
+        try:
+            return list(over([account], ["fetch"], " ".join(FIELDS), "all"))
+        except Failed as failed:
+            fault = failed
+    return fault
+
+
 def messages(accounts: list[str], held: dict[str, str]) -> Iterator[tuple[str, list[dict] | Failed]]:
     """Yield (account, its messages, or why they can't be had)."""
     found: dict[str, list[dict] | Failed]
@@ -59,8 +74,7 @@ def messages(accounts: list[str], held: dict[str, str]) -> Iterator[tuple[str, l
         rows = over(accounts, ["fetch"], " ".join(FIELDS), "all")
         found = {account: list(of_one) for account, of_one in groupby(rows, key=lambda row: row["username"])}
     except Failed:
-        answers = Doveadm().batch([("fetch", {"user": account, "field": list(FIELDS), "query": ["all"]}) for account in accounts])
-        found = dict(zip(accounts, answers, strict=True))
+        found = {account: patiently(account) for account in accounts}
     for account in accounts:
         rows = found.get(account, [])
         if account in held and not isinstance(rows, Failed):
