@@ -13,12 +13,16 @@ BUSY = "bob@letterlock.test"
 LOAD_SECONDS = 14
 
 
-def test_all_is_as_it_was(host, store):
-    """UIDVALIDITY, UIDs, flags, keywords, dates, sizes, unique ids of POP3, and every octet; the ledger, too."""
-    # POP3 marks as seen what it gives.
+def seen(store) -> dict:
+    """Return what all users see, when POP3 has marked as seen what it gives."""
     for user in USERS:
         store.seen(user)
-    before = {user: store.seen(user) for user in USERS}
+    return {user: store.seen(user) for user in USERS}
+
+
+def test_all_is_as_it_was(host, store):
+    """UIDVALIDITY, UIDs, flags, keywords, dates, sizes, unique ids of POP3, and every octet; the ledger, too."""
+    before = seen(store)
     assert [len(before[USERS[0]][name][1]) for name in ("INBOX", "Archive")] == [5, 3]
     ledger = host.check_output("cat /var/lib/letterlock/ledger/ledger-*.jsonl | wc -l")
     store.backup()
@@ -50,7 +54,7 @@ def test_mail_that_is_there_is_left_alone(store):
 
 def test_one_account(host, store):
     """As of a moment; the others are not touched."""
-    before = {user: store.seen(user) for user in USERS}
+    before = seen(store)
     now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
     host.check_output(f"rm -rf {store.root}/example.test/grace")
     done = store.letterlock(f"backup restore --snapshot {now} grace@example.test")
