@@ -31,6 +31,7 @@ if [ ! -d /srv/full ]; then
   seq -f 'user%.0f@bench.test' 0 {ACCOUNTS - 1} >/root/users
   faketime -f -40d doveadm import -F /root/users sdbox:/srv/mail/.source/sdbox "" mailbox INBOX uid 1:{OLD}
   faketime -f -1d doveadm import -F /root/users sdbox:/srv/mail/.source/sdbox "" mailbox INBOX uid {OLD + 1}:{MESSAGES}
+  chown -R vmail: $mail
   cp -a $mail /srv/full
 fi
 rm -rf $mail
