@@ -186,6 +186,29 @@ def test_each_account_of_many_loses_its_own(host, store):
             host.check_output(f"doveadm expunge -u {user} mailbox {mailbox} ALL")
 
 
+def test_an_account_that_was_copied_keeps_what_is_young(host, store, declared):
+    """Its mailboxes have the same GUIDs, and what is old under a UID in one is young under that UID in the other."""
+    for user in (ADA, "lists@letterlock.test"):
+        host.check_output(f"doveadm mailbox create -u {user} Trash 2>/dev/null; doveadm expunge -u {user} mailbox Trash ALL")
+    others = ["odd@letterlock.test", "clients@letterlock.test", "lost@letterlock.test"]
+    for user in others:
+        store.save(user, "Trash", 31, "old")
+    store.save(ADA, "Trash", 29, "both-young")
+    home = f"{declared['mail_root']}/letterlock.test"
+    host.check_output(f"mv {home}/lists {home}/lists.kept && cp -a {home}/ada {home}/lists")
+    try:
+        store.save(ADA, "Trash", 31, "old-in-ada")
+        store.save(ADA, "Trash", 29, "young-in-ada")
+        store.save("lists@letterlock.test", "Trash", 29, "young-in-lists")
+        store.save("lists@letterlock.test", "Trash", 31, "old-in-lists")
+        store.run()
+        assert store.subjects(ADA, "Trash") == {"both-young", "young-in-ada"}
+        assert store.subjects("lists@letterlock.test", "Trash") == {"both-young", "young-in-lists"}
+    finally:
+        host.check_output(f"rm -rf {home}/lists && mv {home}/lists.kept {home}/lists; doveadm expunge -u {ADA} mailbox Trash ALL")
+    assert not any(store.subjects(user, "Trash") for user in others)
+
+
 def test_a_moved_message_counts_from_its_move(host, store, mail):
     """Trash counts from when mail was thrown away; `since: received` from when it came, wherever it is moved."""
     user = "lists@letterlock.test"

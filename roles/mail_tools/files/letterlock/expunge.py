@@ -6,8 +6,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from letterlock.batches import bounded_map, read_lines
-from letterlock.doveadm import Failed, any_of, in_mailbox, over, uid_set
-from letterlock.plan import ABOUT, GROUP, WORTH_A_PROCESS, by_policy
+from letterlock.doveadm import ACCOUNTS_AT_ONCE, WORTH_A_PROCESS, Failed, any_of, in_mailbox, over, uid_set
+from letterlock.plan import ABOUT, by_policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -24,7 +24,7 @@ def batches(lines: Iterable[dict]) -> Iterator[list[dict]]:
     batch: list[dict] = []
     messages = 0
     for line in lines:
-        if batch and (len(batch) == GROUP or messages + len(line["going"]) > MESSAGES_AT_ONCE):
+        if batch and (len(batch) == ACCOUNTS_AT_ONCE or messages + len(line["going"]) > MESSAGES_AT_ONCE):
             yield batch
             batch, messages = [], 0
         batch.append(line)
@@ -127,11 +127,13 @@ class Expunger:
     def parted(self, lines: list[dict]) -> tuple[list[dict], list[dict]]:
         """Return those *lines* that one iteration can do, and those that need a command each.
 
-        A mailbox that is hidden by an ACL is found only where nothing else is searched; a name with a wildcard finds others.
+        A mailbox that is hidden by an ACL is found only where nothing else is searched; a name with a wildcard finds others,
+        and so does a GUID that two accounts have.
         """
         together, alone = [], []
+        hidden = self.run.settings.held_mailbox
         for line in lines:
-            exact = line["mailbox"] != self.run.settings.held_mailbox and not set(line["mailbox"]) & set("*%")
+            exact = line["mailbox"] != hidden and not set(line["mailbox"]) & set("*%") and not self.run.owners.share(line["guid"])
             (together if exact else alone).append(line)
         return (together, alone) if len({line["account"] for line in together}) >= WORTH_A_PROCESS else ([], lines)
 
@@ -153,37 +155,42 @@ class Expunger:
         ]
         self.run.tally.failures += [str(answer) for answer in self.run.doveadm.batch(commands) if isinstance(answer, Failed)]
 
-    def left(self, lines: list[dict]) -> dict[str, dict[int, int]]:
-        """Return {mailbox GUID: {UID: saved date}} of what is left of *lines*, and of the first message that stays."""
+    def left(self, lines: list[dict]) -> dict[tuple[str, str], dict[int, dict]]:
+        """Return {(account, mailbox GUID): {UID: row}} of what is left of *lines*, and of the first message that stays."""
         together, alone = self.parted(lines)
-        fields = ["mailbox-guid", "uid", "date.saved.unixtime"]
-        rows: list[dict] = []
+        fields = ["mailbox-guid", "uid", "guid", "date.saved.unixtime"]
+        rows: list[tuple[str, dict]] = []
         if together:
             accounts = list(dict.fromkeys(line["account"] for line in together))
             try:
-                rows = list(over(accounts, ["fetch"], " ".join(fields), *group_query(together, {}, ["1"])))
+                answer = over(accounts, ["fetch"], " ".join(fields), *group_query(together, {}, ["1"]))
+                rows = [(row["username"], row) for row in answer]
             except Failed as failed:
                 self.run.note(f"looked after one by one, because of a fault: {failed}")
                 alone, rows = lines, []
-        for answer in self.run.doveadm.batch([
+        answers = self.run.doveadm.batch([
             ("fetch", {"user": line["account"], "field": fields, "query": [
                 *in_mailbox(line["mailbox"], line["guid"]), *any_of([["uid", uid_set(uids_of(line))], ["1"]]),
             ]})
             for line in alone
-        ]):
-            rows += [] if isinstance(answer, Failed) else answer
-        found: dict[str, dict[int, int]] = {}
-        for row in rows:
-            found.setdefault(row["mailbox-guid"], {})[int(row["uid"])] = int(row["date.saved.unixtime"])
+        ])
+        for line, answer in zip(alone, answers, strict=True):
+            rows += [] if isinstance(answer, Failed) else [(line["account"], row) for row in answer]
+        found: dict[tuple[str, str], dict[int, dict]] = {}
+        for account, row in rows:
+            found.setdefault((account, row["mailbox-guid"]), {})[int(row["uid"])] = row
         return found
 
-    def count(self, lines: list[dict], left: dict[str, dict[int, int]]) -> list[dict]:
+    def count(self, lines: list[dict], left: dict[tuple[str, str], dict[int, dict]]) -> list[dict]:
         """Count what is gone; return an entry for each message that is *left*."""
         tally, stayed = self.run.tally, []
         for line in lines:
-            remaining = left.get(line["guid"], {})
+            remaining = left.get((line["account"], line["guid"]), {})
             if remaining:
-                tally.note_oldest(line.get("policies", []), remaining[min(remaining)])
+                first = remaining[min(remaining)]
+                tally.note_oldest(line.get("policies", []), int(first["date.saved.unixtime"]))
+                if not line.get("sampled", True):
+                    self.run.marks.note(line["key"], (line["account"], line["mailbox"]), None, {int(first["uid"]): first["guid"]})
             for uid, policy, _, about in line["going"]:
                 if uid in remaining:
                     stayed.append({"kind": "kept", "run": self.run.identity, "account": line["account"], "mailbox": line["mailbox"],

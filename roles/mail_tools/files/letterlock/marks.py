@@ -4,7 +4,8 @@ A message whose UID had been given out when a run looked was saved before that
 run. UIDs survive a rebuilt index, a restored disk and a moved host, where the
 saved date, which lives in Dovecot's cache, does not. A rebuilt index of sdbox
 has another mailbox GUID; that it is the same mailbox is known by samples, the
-GUIDs of some of its messages.
+GUIDs of some of its messages. Mailboxes are kept by account and GUID, under `guid`:
+an account that was copied on the disk has its mailboxes' GUIDs, too.
 
 Beside that, in which state a run left each mailbox, and until when nothing in it
 is due as long as it stays in that state.
@@ -19,6 +20,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 SCHEMA = """
@@ -27,8 +29,6 @@ CREATE TABLE IF NOT EXISTS box (guid TEXT PRIMARY KEY, account TEXT, mailbox TEX
 CREATE TABLE IF NOT EXISTS quiet (guid TEXT PRIMARY KEY, state TEXT, time INTEGER, until INTEGER);
 CREATE INDEX IF NOT EXISTS box_by_name ON box (account, mailbox);
 """
-
-
 # A mailbox that no run has met for this long is gone.
 FORGET_SECONDS = 90 * 86400
 # A statement takes a limited number of values.
@@ -76,16 +76,19 @@ class Marks:
         """Return what is known of the mailboxes *guids*."""
         found = Memory()
         with self.mutex:
-            for start in range(0, len(guids), VALUES):
-                some = guids[start : start + VALUES]
-                where = f"WHERE guid IN ({','.join('?' * len(some))})"
-                for guid, time, next_uid in self.database.execute(f"SELECT guid, time, next_uid FROM mark {where} ORDER BY time", some):  # noqa: S608  # marks only
-                    found.marks.setdefault(guid, []).append((time, next_uid))
-                for guid, samples in self.database.execute(f"SELECT guid, samples FROM box {where}", some):  # noqa: S608
-                    found.samples[guid] = {int(uid): sample for uid, sample in json.loads(samples).items()}
-                for guid, *quiet in self.database.execute(f"SELECT guid, state, time, until FROM quiet {where}", some):  # noqa: S608
-                    found.quiet[guid] = tuple(quiet)
+            for guid, time, next_uid in self.rows("SELECT guid, time, next_uid FROM mark WHERE guid IN ({}) ORDER BY time", guids):
+                found.marks.setdefault(guid, []).append((time, next_uid))
+            for guid, samples in self.rows("SELECT guid, samples FROM box WHERE guid IN ({})", guids):
+                found.samples[guid] = {int(uid): sample for uid, sample in json.loads(samples).items()}
+            for guid, *quiet in self.rows("SELECT guid, state, time, until FROM quiet WHERE guid IN ({})", guids):
+                found.quiet[guid] = tuple(quiet)
         return found
+
+    def rows(self, query: str, guids: list[str]) -> Iterator[tuple]:
+        """Yield the rows of *query*, with as many marks in its braces as there are *guids*."""
+        for start in range(0, len(guids), VALUES):
+            some = guids[start : start + VALUES]
+            yield from self.database.execute(query.format(",".join("?" * len(some))), some)
 
     def earlier(self, account: str, mailbox: str) -> list[tuple[str, dict[int, str]]]:
         """Return (GUID, {UID: message GUID}) of what once was *mailbox* of *account*, the newest first."""

@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING
 
 from letterlock import policies as rules
 from letterlock.batches import WORKERS, bounded_map, chunks, write_lines
-from letterlock.doveadm import Failed, any_of, in_mailbox, over, uid_set
+from letterlock.doveadm import (
+    ACCOUNTS_AT_ONCE,
+    COMMANDS_AT_ONCE,
+    WORTH_A_PROCESS,
+    Failed,
+    any_of,
+    in_mailbox,
+    over,
+    statuses,
+    uid_set,
+)
 from letterlock.durations import DAY
 
 if TYPE_CHECKING:
@@ -28,11 +38,6 @@ if TYPE_CHECKING:
     from letterlock.marks import Memory
     from letterlock.retention import Run
 
-# Accounts of one iteration, and of one request where they are asked one by one.
-GROUP = 250
-ONE_BY_ONE = 25
-# An iteration is the start of a process: for fewer accounts than this it is not worth it.
-WORTH_A_PROCESS = 4
 # A search that names more mailboxes than this is slower than one that looks into all of them.
 NAMES_AT_ONCE = 8
 UIDS_AT_ONCE = 500
@@ -43,7 +48,7 @@ TIME_ZONES_SECONDS = DAY
 # How far ahead a mailbox is looked at in which nothing changed since the last run: until the first of its mail is due
 # there is nothing to look for.
 AHEAD_SECONDS = 7 * DAY
-STATUS = "messages guid firstsaved uidnext highestmodseq"
+STATUS = ("messages", "guid", "firstsaved", "uidnext", "highestmodseq")
 DATES = ("mailbox-guid", "seq", "uid", "flags", "date.saved.unixtime")
 # What the ledger says of a message. Only the header needs a user's key where mail is sealed.
 ABOUT = ("guid", "size.physical", "date.received.unixtime", "hdr.message-id")
@@ -53,6 +58,7 @@ ABOUT = ("guid", "size.physical", "date.received.unixtime", "hdr.message-id")
 class Mailbox:
     """One mailbox as its status shows it, and the policies that limit it."""
 
+    account: str
     name: str
     guid: str
     messages: int
@@ -60,6 +66,11 @@ class Mailbox:
     next_uid: int
     modseq: int
     policies: tuple[rules.Policy, ...]
+
+    @property
+    def key(self) -> str:
+        """What it is remembered by: a GUID alone stands in two accounts when one was copied on the disk."""
+        return f"{self.account}:{self.guid}"
 
     @property
     def whole(self) -> bool:
@@ -181,6 +192,24 @@ def by_mailbox(rows: Iterable[dict]) -> dict[str, list[dict]]:
     return found
 
 
+class Owners:
+    """Which mailbox GUIDs stand in more than one account, as those of an account that was copied on the disk do."""
+
+    def __init__(self) -> None:
+        """Know of none."""
+        self.owner: dict[str, str] = {}
+        self.shared: set[str] = set()
+
+    def see(self, guid: str, account: str) -> None:
+        """Take note of a mailbox of *account*."""
+        if self.owner.setdefault(guid, account) != account:
+            self.shared.add(guid)
+
+    def share(self, guid: str) -> bool:
+        """Tell whether accounts share *guid*, as far as was seen."""
+        return guid in self.shared
+
+
 @dataclass(frozen=True)
 class Look:
     """What is asked of accounts that the same policies cover: *until* a time that may lie *ahead* of now, in seconds."""
@@ -221,7 +250,7 @@ class Planner:
 
     def plan(self, spool: TextIO, accounts: list[str]) -> None:
         """Write what would go of *accounts* to *spool*: a line a mailbox, or more where much goes."""
-        size = max(1, min(GROUP, math.ceil(len(accounts) / WORKERS)))
+        size = max(1, min(ACCOUNTS_AT_ONCE, math.ceil(len(accounts) / WORKERS)))
         for part in bounded_map(self.plan_group, chunks(accounts, size)):
             with part:
                 part.seek(0)
@@ -232,7 +261,7 @@ class Planner:
         """Return a temporary file with what would go of *accounts*."""
         part = tempfile.TemporaryFile("w+", dir=self.run.settings.state_directory)  # noqa: SIM115  # the caller closes it
         covered = list(self.covered(accounts))
-        memory = self.run.marks.of([mailbox.guid for _, _, mailboxes in covered for mailbox in mailboxes])
+        memory = self.run.marks.of([mailbox.key for _, _, mailboxes in covered for mailbox in mailboxes])
         kinds: dict[tuple, dict[str, list[Mailbox]]] = {}
         for account, policies, mailboxes in covered:
             due = [mailbox for mailbox in mailboxes if not self.is_quiet(mailbox, memory)]
@@ -241,7 +270,7 @@ class Planner:
                     if mailbox not in due and mailbox.first_saved is not None:
                         self.run.tally.note_oldest([policy.name for policy in mailbox.policies], mailbox.first_saved)
             if due:
-                unchanged = all(memory.state(mailbox.guid) == self.state(mailbox) for mailbox in due)
+                unchanged = all(memory.state(mailbox.key) == self.state(mailbox) for mailbox in due)
                 ahead = AHEAD_SECONDS if unchanged and not self.thorough else 0
                 kinds.setdefault((ahead, *(policy.name for policy in policies)), {})[account] = due
         for (ahead, *_), wanted in kinds.items():
@@ -251,40 +280,23 @@ class Planner:
     def covered(self, accounts: list[str]) -> Iterator[tuple[str, list[rules.Policy], list[Mailbox]]]:
         """Yield (account, the policies that cover it, those of its mailboxes that hold mail which they limit)."""
         run = self.run
-        for account, rows in self.statuses(accounts):
+        for account, rows in statuses(run.doveadm, accounts, STATUS).items():
+            if isinstance(rows, Failed):
+                run.failed(account, rows)
+                continue
             policies = [policy for policy in run.settings.policies if policy.limits and policy.covers_account(account)]
             held = any(not hold.get("search") for hold in run.holds_of(account))
             with run.mutex:
                 run.tally.messages_on_host += sum(int(row["messages"]) for row in rows)
                 run.tally.held += held
-            mailboxes = [] if held and not self.thorough else self.mailboxes_of(policies, rows)
+                for row in rows:
+                    run.owners.see(row["guid"], account)
+            mailboxes = [] if held and not self.thorough else self.mailboxes_of(account, policies, rows)
             if mailboxes:
                 yield account, policies, mailboxes
 
-    def statuses(self, accounts: list[str]) -> Iterator[tuple[str, list[dict]]]:
-        """Yield (account, the status of each of its mailboxes)."""
-        if len(accounts) >= WORTH_A_PROCESS:
-            try:
-                by_account: dict[str, list[dict]] = {account: [] for account in accounts}
-                for row in over(accounts, ["mailbox", "status"], STATUS, "*"):
-                    by_account[row["username"]].append(row)
-            except Failed as failed:
-                self.run.note(f"asked one by one, because of a fault: {failed}")
-            else:
-                yield from by_account.items()
-                return
-        for some in chunks(accounts, ONE_BY_ONE):
-            answers = self.run.doveadm.batch([
-                ("mailboxStatus", {"user": account, "field": STATUS.split(), "mailboxMask": ["*"]}) for account in some
-            ])
-            for account, rows in zip(some, answers, strict=True):
-                if isinstance(rows, Failed):
-                    self.run.failed(account, rows)
-                else:
-                    yield account, rows
-
-    def mailboxes_of(self, policies: list[rules.Policy], rows: list[dict]) -> list[Mailbox]:
-        """Return the mailboxes that hold mail and that a policy limits, given the status of all."""
+    def mailboxes_of(self, account: str, policies: list[rules.Policy], rows: list[dict]) -> list[Mailbox]:
+        """Return the mailboxes of *account* that hold mail and that a policy limits, given the status of all."""
         found = []
         for row in rows:
             messages = int(row["messages"])
@@ -294,8 +306,9 @@ class Planner:
                     self.run.tally.examined[policy.name] += messages
             if effective and messages:
                 found.append(Mailbox(
-                    name=row["mailbox"], guid=row["guid"], messages=messages, next_uid=int(row["uidnext"]), policies=effective,
-                    modseq=int(row["highestmodseq"]), first_saved=int(row["firstsaved"]) if row["firstsaved"].isdigit() else None,
+                    account=account, name=row["mailbox"], guid=row["guid"], messages=messages, policies=effective,
+                    next_uid=int(row["uidnext"]), modseq=int(row["highestmodseq"]),
+                    first_saved=int(row["firstsaved"]) if row["firstsaved"].isdigit() else None,
                 ))
         return found
 
@@ -307,7 +320,7 @@ class Planner:
 
     def is_quiet(self, mailbox: Mailbox, memory: Memory) -> bool:
         """Tell whether *mailbox* is as an earlier run left it, and none of its mail is due yet."""
-        return not self.thorough and memory.state(mailbox.guid) == self.state(mailbox) and memory.is_quiet(mailbox.guid, self.run.now)
+        return not self.thorough and memory.state(mailbox.key) == self.state(mailbox) and memory.is_quiet(mailbox.key, self.run.now)
 
     def quiet_until(self, mailbox: Mailbox, staying: list[rules.Message], ahead: int) -> float:
         """Return when the first of *staying* is due, all that a search found that looked *ahead* seconds."""
@@ -357,7 +370,7 @@ class Planner:
 
     def plan_one_by_one(self, part: TextIO, look: Look, accounts: list[str]) -> None:
         """Write to *part* what would go of *accounts*, each with a command of its own."""
-        for some in chunks(accounts, ONE_BY_ONE):
+        for some in chunks(accounts, COMMANDS_AT_ONCE):
             answers = self.run.doveadm.batch([self.question(look, account, {}) for account in some])
             for account, rows in zip(some, answers, strict=True):
                 try:
@@ -385,7 +398,7 @@ class Planner:
     def plan_account(self, look: Look, account: str, rows: Iterable[dict]) -> Iterator[dict]:
         """Yield what would go of one account, given doveadm's *rows* of what could."""
         mailboxes = look.wanted[account]
-        marks = {mailbox.guid: self.marks_of(look, account, mailbox) for mailbox in mailboxes}
+        marks = {mailbox.guid: self.marks_of(look, mailbox) for mailbox in mailboxes}
         found = by_mailbox(rows)
         if any(self.may_lack(mailbox, found, marks) for mailbox in mailboxes):
             name, parameters = self.question(look, account, marks)
@@ -400,13 +413,14 @@ class Planner:
             dates = [message.saved for message in staying] + [mailbox.first_saved] * (not going and mailbox.first_saved is not None)
             if dates:
                 look.notes.append((self.run.tally.note_oldest, ([policy.name for policy in mailbox.policies], min(dates))))
-            self.remember_samples(look, account, mailbox, {message.uid: about[message.uid].get("guid") for message in staying})
+            guids = {message.uid: about[message.uid].get("guid") for message in staying}
+            known = self.remember_samples(look, mailbox, guids, going=bool(going))
             until = self.run.now if going else self.quiet_until(mailbox, staying, look.ahead)
-            look.notes.append((self.run.marks.note_quiet, (mailbox.guid, self.state(mailbox), int(self.run.now), int(until))))
+            look.notes.append((self.run.marks.note_quiet, (mailbox.key, self.state(mailbox), int(self.run.now), int(until))))
             if going:
                 yield from parts([{
-                    "account": account, "mailbox": mailbox.name, "guid": mailbox.guid, "messages": mailbox.messages,
-                    "policies": [policy.name for policy in mailbox.policies],
+                    "account": account, "mailbox": mailbox.name, "guid": mailbox.guid, "key": mailbox.key, "messages": mailbox.messages,
+                    "policies": [policy.name for policy in mailbox.policies], "sampled": known,
                     "going": [[uid, *why, self.run.about(about[uid])] for uid, why in going.items()],
                 }])
 
@@ -417,37 +431,41 @@ class Planner:
         rows = [(int(row["seq"]), int(row["uid"])) for row in found.get(mailbox.guid, [])]
         return not mailbox.whole and may_lack(rows, mailbox.messages, mailbox.known(self.run.now, marks[mailbox.guid]))
 
-    def marks_of(self, look: Look, account: str, mailbox: Mailbox) -> list[tuple[int, int]]:
+    def marks_of(self, look: Look, mailbox: Mailbox) -> list[tuple[int, int]]:
         """Return the marks of *mailbox*.
 
         A mailbox that has a new GUID under an old name is the same one with a rebuilt index when its messages are the
         same under the same UIDs; one that its user made anew is not.
         """
-        known = look.memory.marks.get(mailbox.guid, [])
+        known = look.memory.marks.get(mailbox.key, [])
         if known:
             return known
-        for old, samples in self.run.marks.earlier(account, mailbox.name):
-            now = self.guids(account, mailbox, samples) if samples else {}
+        for old, samples in self.run.marks.earlier(mailbox.account, mailbox.name):
+            now = self.guids(mailbox, samples) if samples else {}
             if now and all(samples[uid] == now[uid] for uid in samples.keys() & now.keys()):
-                return self.run.marks.adopt(old, mailbox.guid)
+                return self.run.marks.adopt(old, mailbox.key)
         return []
 
-    def guids(self, account: str, mailbox: Mailbox, uids: Iterable[int]) -> dict[int, str]:
+    def guids(self, mailbox: Mailbox, uids: Iterable[int]) -> dict[int, str]:
         """Return {UID: message GUID} of those *uids* that are in *mailbox*."""
         where = [*in_mailbox(mailbox.name, mailbox.guid), "uid", uid_set(list(uids))]
-        rows = self.run.doveadm.one("fetch", user=account, field=["uid", "guid"], query=where)
+        rows = self.run.doveadm.one("fetch", user=mailbox.account, field=["uid", "guid"], query=where)
         return {int(row["uid"]): row["guid"] for row in rows}
 
-    def remember_samples(self, look: Look, account: str, mailbox: Mailbox, staying: dict[int, str | None]) -> None:
-        """Note how far *mailbox* has come, and by which messages it will be known again."""
+    def remember_samples(self, look: Look, mailbox: Mailbox, staying: dict[int, str | None], *, going: bool) -> bool:
+        """Note how far *mailbox* has come, and by which messages it will be known again; return whether any of those is known.
+
+        Where something is *going* and none that stays was looked at, the second pass meets one.
+        """
         memory = look.memory
-        advanced = mailbox.next_uid > max((next_uid for _, next_uid in memory.marks.get(mailbox.guid, [])), default=0)
-        before = memory.samples.get(mailbox.guid, {})
+        advanced = mailbox.next_uid > max((next_uid for _, next_uid in memory.marks.get(mailbox.key, [])), default=0)
+        before = memory.samples.get(mailbox.key, {})
         seen = {uid: guid for uid, guid in staying.items() if guid}
-        if advanced and not seen:
-            seen = self.guids(account, mailbox, range(max(1, mailbox.next_uid - SAMPLES), mailbox.next_uid))
+        if advanced and not seen and not going:
+            seen = self.guids(mailbox, range(max(1, mailbox.next_uid - SAMPLES), mailbox.next_uid))
         # The oldest that are here now, and the newest that were ever asked for.
         samples = dict([*sorted(seen.items())[:SAMPLES], *sorted({**before, **seen}.items())[-SAMPLES:]])
         if advanced or samples != before:
             mark = (int(self.run.now), mailbox.next_uid) if advanced else None
-            look.notes.append((self.run.marks.note, (mailbox.guid, (account, mailbox.name), mark, samples)))
+            look.notes.append((self.run.marks.note, (mailbox.key, (mailbox.account, mailbox.name), mark, samples)))
+        return bool(seen or before)

@@ -26,7 +26,7 @@ from letterlock.durations import show_duration
 from letterlock.expunge import Expunger
 from letterlock.ledger import Ledger, write_durably
 from letterlock.marks import Marks
-from letterlock.plan import Planner, parts, undivided
+from letterlock.plan import Owners, Planner, parts, undivided
 from letterlock.tally import Tally
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Run:
         self.socket = socket
         self.identity = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now))}-{secrets.token_hex(3)}"
         self.tally = Tally()
+        self.owners = Owners()
         self.marks = Marks(settings.state_directory / "marks.sqlite")
         self.mutex = Lock()
         self.threads = local()

@@ -19,7 +19,9 @@ MONTH = Policy(name="month", mailboxes=("INBOX",), keep_for=30 * DAY)
 
 def mailbox(*policies: Policy, next_uid: int = 10, modseq: int = 5) -> Mailbox:
     """Return a mailbox with some mail."""
-    return Mailbox(name="INBOX", guid="g1", messages=3, first_saved=None, next_uid=next_uid, modseq=modseq, policies=policies)
+    return Mailbox(
+        account="a@b", name="INBOX", guid="g1", messages=3, first_saved=None, next_uid=next_uid, modseq=modseq, policies=policies
+    )
 
 
 @pytest.fixture
@@ -53,9 +55,9 @@ def test_a_mailbox_is_quiet_until_the_first_of_its_mail_is_due(planner):
 def test_what_changed_is_not_quiet(planner):
     """A message more, a flag, another policy, or a clock that went back."""
     marks = planner.run.marks
-    marks.note_quiet("g1", planner.state(mailbox(MONTH)), NOW - DAY, NOW + DAY)
+    marks.note_quiet("a@b:g1", planner.state(mailbox(MONTH)), NOW - DAY, NOW + DAY)
     marks.save(NOW, 0)
-    memory = marks.of(["g1"])
+    memory = marks.of(["a@b:g1"])
     assert planner.is_quiet(mailbox(MONTH), memory)
     assert not planner.is_quiet(mailbox(MONTH, next_uid=11), memory)
     assert not planner.is_quiet(mailbox(MONTH, modseq=6), memory)
@@ -76,3 +78,11 @@ def test_a_plan_that_names_much_is_parted_and_put_together_again():
     whole, small = plan.undivided(parted)
     assert sum(len(uids) for uids in whole["going"].values()) == 1201
     assert small["going"] == {"month": [1]}
+
+
+def test_a_guid_of_two_accounts_is_known():
+    """As those of an account that was copied on the disk are."""
+    owners = plan.Owners()
+    for guid, account in (("g1", "a"), ("g2", "a"), ("g1", "a"), ("g2", "b")):
+        owners.see(guid, account)
+    assert (owners.share("g1"), owners.share("g2"), owners.share("g3")) == (False, True, False)
