@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PROJECT = ROLES.parent
 EXAMPLE = PROJECT / "inventories" / "example"
 # As the README says; the file holds examples, not secrets.
-VAULT_PASSWORD = "letterlock-example"  # noqa: S105
+VAULT_PASSWORD = "letterlock-example"  # noqa: S105  # the README names it
 
 plugin = load("mail_host/action_plugins/mail_preflight.py")
 

@@ -31,7 +31,7 @@ def test_a_file_is_written_once(entry):
     """The second time nothing differs."""
     assert bring(entry)["after"].endswith("one\n")
     assert bring(entry) is None
-    assert oct(os.stat(entry["path"]).st_mode)[-3:] == "640"  # noqa: PTH116
+    assert oct(os.stat(entry["path"]).st_mode)[-3:] == "640"  # noqa: PTH116  # as the module does
 
 
 def test_a_changed_mode_is_a_difference_of_its_own(entry):
@@ -58,7 +58,7 @@ def test_a_refused_candidate_leaves_the_old_file(entry, tmp_path):
     with pytest.raises(files.Fault, match="refused by"):
         bring({**entry, "content": "bad\n", "validate": "grep -q good %s"})
     assert (tmp_path / "file").read_text() == "one\n"
-    assert os.listdir(tmp_path) == ["file"]  # noqa: PTH208
+    assert os.listdir(tmp_path) == ["file"]  # noqa: PTH208  # as the module does
     assert bring({**entry, "content": "good\n", "validate": "grep -q good %s"})
 
 

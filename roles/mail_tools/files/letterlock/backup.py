@@ -17,12 +17,14 @@ import sqlite3
 import tempfile
 import time
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from letterlock import capture, locks, manifest
+from letterlock.accounts import place_of
 from letterlock.batches import chunks
-from letterlock.doveadm import Doveadm, Failed
+from letterlock.doveadm import ACCOUNTS_AT_ONCE, Doveadm, Failed
 from letterlock.durations import parse_duration, show_duration
 from letterlock.ledger import write_durably
 from letterlock.restic import INCOMPLETE, TAG, Fault, Restic
@@ -35,7 +37,7 @@ FILE = Path("/etc/letterlock/dovecot/current/backup.json")
 STATE = Path("/var/lib/letterlock")
 HOME = STATE / "backup"
 STAGE = HOME / "stage"
-GROUP = 250
+# Messages whose manifests are in memory.
 MESSAGES_AT_ONCE = 100_000
 # restic passes over a file that is renamed under its eyes; what it missed it finds when it looks again.
 LOOKS = 4
@@ -115,15 +117,15 @@ class Backup:
         STAGE.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile("w+", dir=HOME) as spool:
             self.stage(spool)
-            missing = list(self.look(spool))
-            for _ in range(LOOKS - 1):
-                passed_over = [entry for entry in missing if self.is_there(*entry)]
+            for left in reversed(range(LOOKS)):
+                self.outcome.snapshot = self.snapshot()
+                missing = list(self.not_in_snapshot(spool))
+                passed_over = self.on_disk(missing)
                 if not passed_over:
                     break
+                if not left:
+                    raise Fault(f"{len(passed_over)} messages are not in the snapshot, such as {'/'.join(passed_over[0])}")
                 self.say(f"{len(passed_over)} messages were renamed while restic looked; it looks again")
-                missing = list(self.look(spool))
-            if still := [entry for entry in missing if self.is_there(*entry)]:
-                raise Fault(f"{len(still)} messages are not in the snapshot, such as {'/'.join(still[0])}")
         self.write_gone(missing)
         return self.outcome
 
@@ -152,7 +154,7 @@ class Backup:
         """Copy indexes, write manifests, and write to *spool* which message files there are."""
         accounts = Doveadm().users()
         homes = {self.home(account) for account in accounts}
-        for some in chunks(accounts, GROUP):
+        for some in chunks(accounts, ACCOUNTS_AT_ONCE):
             before = manifest.statuses(some, self.settings.held)
             for part in self.parts(before):
                 self.stage_accounts(part, before, spool)
@@ -202,8 +204,7 @@ class Backup:
 
     def home(self, account: str) -> Path:
         """Return where the mail of *account* lies."""
-        local, _, domain = account.rpartition("@")
-        return self.settings.mail_root / domain / local
+        return self.settings.mail_root / place_of(account)
 
     def capture(self, home: Path, spool: TextIO) -> None:
         """Copy the indexes below *home*."""
@@ -246,11 +247,6 @@ class Backup:
                 live.backup(copy)
 
     # ---- restic
-
-    def look(self, spool: TextIO) -> Iterator[tuple[str, str]]:
-        """Make the snapshot, and yield (directory, name) of the message files of *spool* that are not in it."""
-        self.outcome.snapshot = self.snapshot()
-        yield from self.not_in_snapshot(spool)
 
     def snapshot(self) -> str:
         """Run restic over all that belongs to the backup; return the snapshot's identity."""
@@ -309,7 +305,7 @@ class Backup:
                 continue
             directory, name = os.path.split(node["path"][len(root):])
             if os.path.basename(directory) in ("cur", "new"):  # noqa: PTH119  # millions of them
-                directory = os.path.dirname(directory)  # noqa: PTH120
+                directory = os.path.dirname(directory)  # noqa: PTH120  # so are these
             if directory != current:
                 if names:
                     yield current, names
@@ -318,11 +314,15 @@ class Backup:
         if names:
             yield current, names
 
-    def is_there(self, directory: str, name: str) -> bool:
-        """Tell whether a message file is on the disk now, under whatever flags."""
-        path = self.settings.mail_root / directory
-        folders = [path / folder for folder in ("cur", "new")] if (path / "cur").is_dir() else [path]
-        return any(stem(found) == stem(name) for folder in folders if folder.is_dir() for found in capture.names_in(folder))
+    def on_disk(self, missing: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return those (directory, name) whose message files are on the disk now, under whatever flags."""
+        found = []
+        for directory, entries in groupby(missing, key=lambda entry: entry[0]):
+            path = self.settings.mail_root / directory
+            folders = [folder for folder in (path / "cur", path / "new") if folder.is_dir()] or [path]
+            there = {stem(name) for folder in folders if folder.is_dir() for name in capture.names_in(folder)}
+            found += [entry for entry in entries if stem(entry[1]) in there]
+        return found
 
     def write_gone(self, missing: list[tuple[str, str]]) -> None:
         """Keep with the snapshot which of its messages were expunged while it was made."""

@@ -128,13 +128,15 @@ def capture(root: Path, home: Path, stage: Path) -> Iterator[Messages]:
     for folder, folders, names in os.walk(home):
         directory = Path(folder)
         target = stage / directory.relative_to(root)
+        found: list[Messages] = []
         for index in INDEXES:
             if f"{index}.log" in names or index in names:
                 with locked(directory, index):
                     copy_index(directory, target, index)
                     kept.add(str(target))
                     if index == INDEXES[0]:
-                        yield from list(messages_in(directory, root))
+                        found = list(messages_in(directory, root))
+        yield from found
         folders[:] = [name for name in folders if name not in ("cur", "new", "tmp")]
     forget(stage / home.relative_to(root), kept)
 
@@ -144,6 +146,6 @@ def forget(stage: Path, kept: set[str]) -> None:
     for folder, _, names in os.walk(stage, topdown=False):
         if folder not in kept:
             for name in names:
-                os.unlink(os.path.join(folder, name))  # noqa: PTH108, PTH118
+                (Path(folder) / name).unlink()
             if not names_in(Path(folder)):
-                os.rmdir(folder)  # noqa: PTH106
+                Path(folder).rmdir()

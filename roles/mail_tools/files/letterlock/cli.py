@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from letterlock import backup, backup_commands, erasure, fetched, holds, locks, metrics, policies, restic, settings
+from letterlock.accounts import place_of
 from letterlock.batches import read_lines
 from letterlock.doveadm import Doveadm, Failed
 from letterlock.durations import DAY, show_duration
@@ -262,14 +263,14 @@ def copies_in_backups(now: float) -> str:
 def erase(arguments: argparse.Namespace) -> int:
     """Erase what the host keeps of an account that exists no longer."""
     account = arguments.account
-    local, _, domain = account.rpartition("@")
+    local = account.rpartition("@")[0]
     with one_run() as run:
         refusals = erasure.refusals(run, account, arguments.confirm)
         if not local or "/" in account or local.startswith("."):
             refusals.append(f"{account!r} is not an account's full address")
         if refusals:
             raise Refused("nothing was erased:\n" + "\n".join(f"  - {refusal}" for refusal in refusals))
-        print(erasure.erase(run, account, run.settings.mail_root / domain / local))
+        print(erasure.erase(run, account, run.settings.mail_root / place_of(account)))
     print(f"copies in backups: {copies_in_backups(time.time())}")
     return 0
 

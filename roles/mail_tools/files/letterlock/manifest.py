@@ -12,6 +12,8 @@ import json
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from letterlock import doveadm
+from letterlock.accounts import place_of
 from letterlock.doveadm import Doveadm, Failed, over
 from letterlock.ledger import write_durably
 
@@ -28,26 +30,16 @@ MISSING = "missing"
 FIELDS = ("mailbox-guid", "uid", "guid", "modseq", "flags", "size.virtual", "date.saved.unixtime", "date.received.unixtime")
 
 
-def status(account: str, mailbox: str) -> tuple[str, dict]:
-    """Return the command that asks for the status of an account's mailboxes."""
-    return "mailboxStatus", {"user": account, "field": list(STATUS), "mailboxMask": [mailbox]}
-
-
 def statuses(accounts: list[str], held: dict[str, str]) -> dict[str, list[dict] | Failed]:
     """Return the status of each account's mailboxes, or why there is none; *held* are {account: mailbox hidden from it}."""
-    found: dict[str, list[dict] | Failed] = {account: [] for account in accounts}
-    try:
-        for row in over(accounts, ["mailbox", "status"], " ".join(STATUS), "*"):
-            found[row["username"]].append(row)
-    except (Failed, KeyError):
-        answers = Doveadm().batch([status(account, "*") for account in accounts])
-        found = dict(zip(accounts, answers, strict=True))
+    speaker = Doveadm()
+    found = doveadm.statuses(speaker, accounts, STATUS)
     for account in set(held) & set(accounts):
         # A mailbox that an ACL hides is found only by its name, and asking for the status of one that is not there is an error.
-        (there,) = Doveadm().batch([("fetch", {"user": account, "field": ["uid"], "query": ["mailbox", held[account], "1"]})])
+        (there,) = speaker.batch([("fetch", {"user": account, "field": ["uid"], "query": ["mailbox", held[account], "1"]})])
         if isinstance(there, Failed) or not there:
             continue
-        (hidden,) = Doveadm().batch([status(account, held[account])])
+        (hidden,) = speaker.batch([doveadm.status(account, held[account], STATUS)])
         if not isinstance(hidden, Failed) and not isinstance(found[account], Failed):
             found[account] = [*found[account], *hidden]
     return found
@@ -107,8 +99,7 @@ def of_account(account: str, boxes: list[dict], rows: Iterable[dict]) -> dict:
 
 def path_of(stage: Path, account: str) -> Path:
     """Return where the manifest of *account* lies in *stage*."""
-    local, _, domain = account.rpartition("@")
-    return stage / "manifests" / domain / f"{local}.json"
+    return stage / "manifests" / f"{place_of(account)}.json"
 
 
 def write(stage: Path, manifest: dict) -> None:

@@ -90,20 +90,20 @@ class Restic:
                 errors.seek(0)
                 raise Fault(meaning(errors.read().decode(errors="replace"), code))
 
-    def run(self, *arguments: str, tries: int = TRIES) -> str:
+    def run(self, *arguments: str) -> str:
         """Return the standard output of one command; try again after a fault that may pass, then raise Fault."""
-        for left in reversed(range(tries)):
+        for left in reversed(range(TRIES)):
             done = subprocess.run(
                 ["restic", *arguments], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
             )
             if done.returncode == 0:
-                return done.stdout
+                break
             fault = meaning(f"{done.stdout}\n{done.stderr}", done.returncode)
             if not left or fault.startswith(FINAL):
                 raise Fault(fault)
             self.say(f"tried again in {PAUSE_SECONDS} s: {fault}")
             time.sleep(PAUSE_SECONDS)
-        raise AssertionError("unreachable")
+        return done.stdout
 
     def check(self, *arguments: str) -> None:
         """Check the repository; raise Fault. When something is known to be damaged, restic need not come to an end.
@@ -116,11 +116,11 @@ class Restic:
             text=True, errors="replace",
         ) as process:
             enough = threading.Timer(DAMAGE_SECONDS, process.kill)
-            lines = []
+            lines: list[str] = []
             for line in process.stdout:
-                lines.append(line)
-                if is_damage(line) and not enough.is_alive():
+                if is_damage(line) and not any(map(is_damage, lines)):
                     enough.start()
+                lines.append(line)
             code = process.wait()
             enough.cancel()
         if code:
@@ -136,7 +136,7 @@ class Restic:
                 return None
             raise
 
-    def snapshots(self, *tags: str) -> list[dict]:
-        """Return the snapshots that carry all of *tags*, the oldest first."""
-        found = json.loads(self.run("snapshots", "--json", "--tag", ",".join([TAG, *tags])) or "[]")
+    def snapshots(self) -> list[dict]:
+        """Return the kit's snapshots of all hosts, the oldest first."""
+        found = json.loads(self.run("snapshots", "--json", "--tag", TAG) or "[]")
         return sorted(found, key=lambda snapshot: snapshot["time"])

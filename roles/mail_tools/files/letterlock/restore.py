@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from letterlock import backup, locks, manifest
+from letterlock.accounts import place_of
 from letterlock.batches import chunks
-from letterlock.doveadm import Doveadm, Failed
+from letterlock.doveadm import ACCOUNTS_AT_ONCE, Doveadm, Failed
 from letterlock.restic import Fault, Restic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 # Differences that are shown of an account.
 SHOWN = 5
@@ -64,39 +65,57 @@ class Restore:
         snapshots = self.restic.snapshots()
         self.snapshot = choose(snapshots, self.host, wanted)
         self.gone_snapshots = [each for each in snapshots if backup.GONE in each["tags"] and self.snapshot["id"][:8] in each["tags"]]
-        self.scratch = settings.mail_root / backup.SCRATCH
+        # What an interrupted restore of another snapshot left must not be mixed with this one.
+        self.scratches = settings.mail_root / backup.SCRATCH
+        self.scratch = self.scratches / self.snapshot["id"][:8]
         self.outcome = Outcome()
 
     def execute(self, accounts: list[str] | None = None) -> Outcome:
         """Bring *accounts* back, or all of the snapshot; raise Fault or Refused."""
-        self.scratch.mkdir(mode=0o700, exist_ok=True)
+        self.insist_on_accounts(accounts or [])
+        self.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for other in set(self.scratches.iterdir()) - {self.scratch}:
+            shutil.rmtree(other)
         self.fetch(*self.paths_of(accounts))
         stage = self.inside(backup.STAGE)
-        about = json.loads((stage / "manifest.json").read_text())
-        for name in ("mail_root", "format"):
-            if about[name] != self.settings.raw["about"][name]:
-                raise backup.Refused(f"dovecot_mail_{name.removeprefix('mail_')} must be {about[name]}, as it was in the snapshot")
-        known = set(Doveadm().users())
-        manifests = [json.loads(file.read_text()) for file in sorted((stage / "manifests").glob("*/*.json"))]
-        wanted = [each for each in manifests if accounts is None or each["account"] in accounts]
-        if missing := sorted(set(accounts or ()) - {each["account"] for each in wanted}):
-            raise backup.Refused(f"not in the snapshot: {', '.join(missing)}")
-        if unknown := sorted({each["account"] for each in wanted} - known):
-            raise backup.Refused(f"no accounts of this host: {', '.join(unknown)}; deploy mail_accounts_users first")
+        try:
+            wanted = self.manifests(stage, accounts)
+        except backup.Refused:
+            shutil.rmtree(self.scratches)
+            raise
         self.lay_indexes(stage)
         for each in wanted:
             self.place(each["account"])
         self.place_state(stage)
         self.compare([each for each in wanted if each["account"] in self.outcome.restored], self.gone(stage))
-        shutil.rmtree(self.scratch)
+        shutil.rmtree(self.scratches)
         return self.outcome
+
+    @staticmethod
+    def insist_on_accounts(accounts: Iterable[str]) -> None:
+        """Raise Refused unless this host has all *accounts*."""
+        if unknown := sorted(set(accounts) - set(Doveadm().users())):
+            raise backup.Refused(f"no accounts of this host: {', '.join(unknown)}; deploy mail_accounts_users first")
+
+    def manifests(self, stage: Path, accounts: list[str] | None) -> list[dict]:
+        """Return the manifests of *accounts*, or all; raise Refused when this host can't take their mail."""
+        about = json.loads((stage / "manifest.json").read_text())
+        for name in ("mail_root", "format"):
+            if about[name] != self.settings.raw["about"][name]:
+                raise backup.Refused(f"dovecot_mail_{name.removeprefix('mail_')} must be {about[name]}, as it was in the snapshot")
+        found = [json.loads(file.read_text()) for file in sorted((stage / "manifests").glob("*/*.json"))]
+        wanted = [each for each in found if accounts is None or each["account"] in accounts]
+        if missing := sorted(set(accounts or ()) - {each["account"] for each in wanted}):
+            raise backup.Refused(f"not in the snapshot: {', '.join(missing)}")
+        self.insist_on_accounts(each["account"] for each in wanted)
+        return wanted
 
     def paths_of(self, accounts: list[str] | None) -> list[Path]:
         """Return what of the snapshot *accounts* need, or all of them."""
         root, stage = self.settings.mail_root, backup.STAGE
         if accounts is None:
             return [root, stage]
-        parts = [Path(domain) / local for local, _, domain in (account.rpartition("@") for account in accounts)]
+        parts = [place_of(account) for account in accounts]
         of_accounts = [[root / part, stage / "indexes" / part, stage / "manifests" / f"{part}.json"] for part in parts]
         return [stage / "manifest.json", stage / "state", *(path for paths in of_accounts for path in paths)]
 
@@ -118,8 +137,7 @@ class Restore:
 
     def place(self, account: str) -> None:
         """Move an account's home into place, unless there is mail already."""
-        local, _, domain = account.rpartition("@")
-        home = self.settings.mail_root / domain / local
+        home = self.settings.mail_root / place_of(account)
         source = self.inside(home)
         if has_mail(home):
             self.outcome.left_alone.append(account)
@@ -163,7 +181,7 @@ class Restore:
     def compare(self, manifests: list[dict], gone: Counter) -> None:
         """Compare what Dovecot shows of the restored accounts with their manifests."""
         by_account = {each["account"]: each for each in manifests}
-        for some in chunks(by_account, backup.GROUP):
+        for some in chunks(by_account, ACCOUNTS_AT_ONCE):
             statuses = manifest.statuses(some, self.settings.held)
             for account, rows in manifest.messages(some, self.settings.held):
                 boxes = statuses[account]
