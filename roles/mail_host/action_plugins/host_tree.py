@@ -60,7 +60,9 @@ class ActionModule(ActionBase):
         path = name if name.startswith("/") else self._find_needle("templates", name)
         text = trust_as_template(self._loader.get_text_file_contents(path))
         variables = {**task_vars, **generate_ansible_template_vars(path=name, fullpath=path)}
-        templar = self._templar.copy_with_new_env(searchpath=[str(Path(path).parent)], available_variables=variables)
+        # A template includes what lies beside it, and by a role's name what another role shares.
+        shared = [str(folder.parent.parent) for folder in Path(path).parents if folder.name == "templates"]
+        templar = self._templar.copy_with_new_env(searchpath=[str(Path(path).parent), *shared], available_variables=variables)
         rendered = templar.template(
             text, escape_backslashes=False, overrides={"trim_blocks": True, "lstrip_blocks": True}
         )
