@@ -79,6 +79,21 @@ def test_old_snapshots_are_forgotten_and_recorded(host, store):
     assert store.letterlock("ledger verify").rc == 0
 
 
+def test_an_erasure_says_what_backups_still_hold(store):
+    """Until the day on which the last snapshot with it is forgotten."""
+    done = store.letterlock("erase ghost@letterlock.test --confirm ghost@letterlock.test")
+    until = time.strftime("%Y-%m-%d", time.gmtime(time.time() + 31 * 86400))
+    assert done.rc == 0, done
+    assert f"copies in backups: in snapshots until {until}" in done.stdout, done
+
+
+def test_the_units_are_sandboxed(host):
+    """By systemd's own score."""
+    for unit in ("letterlock-backup", "letterlock-backup-check"):
+        score = float(re.search(r"service: ([\d.]+)", host.check_output(f"systemd-analyze security {unit} | tail -1")).group(1))
+        assert score <= 2.5, (unit, score)
+
+
 def test_two_at_once(host, store):
     """The second gives way, and says so by its exit code."""
     both = host.run("flock /var/lib/letterlock/backup/lock sleep 2 & sleep 0.5; letterlock backup run; code=$?; wait; exit $code")

@@ -166,6 +166,18 @@ def test_a_flag_that_was_set_meanwhile_still_spares(host, store):
     assert "flagged-later" not in store.subjects(ADA, "INBOX")
 
 
+def test_what_nobody_has_read_is_spared(host, store):
+    """Until it is read; `spare: [unseen]`."""
+    store.save(ADA, "Unread", 31, "unread", "read")
+    host.check_output(f"doveadm flags add -u {ADA} '\\Seen' mailbox Unread header subject read; doveadm flags remove -u {ADA} '\\Seen' "
+                      "mailbox Unread header subject unread")
+    store.run()
+    assert store.subjects(ADA, "Unread") == {"unread"}
+    host.check_output(f"doveadm flags add -u {ADA} '\\Seen' mailbox Unread ALL")
+    store.run()
+    assert store.subjects(ADA, "Unread") == set()
+
+
 def test_each_account_of_many_loses_its_own(host, store):
     """Accounts are done in groups, and the same UID is old in one and young in the next."""
     users = [f"{name}@letterlock.test" for name in ("ada", "lists", "many", "odd", "clients", "lost")]
