@@ -128,6 +128,22 @@ def test_what_is_wrong_with_a_repository_is_named(host, store):
     assert store.letterlock("backup run").rc == 0
 
 
+def test_a_repository_that_is_full(host, store, mail):
+    """It is told, nothing that was there is lost, and with room the next backup goes through."""
+    room = int(host.check_output("du -sk /srv/backup").split()[0]) + 300
+    host.check_output(
+        f"mkdir /srv/small && mount -t tmpfs -o size={room}k none /srv/small && cp -a /srv/backup/. /srv/small/ && "
+        "chmod 700 /srv/small && mount --bind /srv/small /srv/backup"
+    )
+    host.check_output(f"head -c 900000 /dev/urandom | base64 | doveadm save -u {USERS[1]} -m INBOX")
+    full = store.letterlock("backup run")
+    host.check_output("umount /srv/backup && umount /srv/small && rmdir /srv/small")
+    assert full.rc == 1, full
+    assert "a disk is full" in full.stderr, full
+    assert "0 failures" in store.backup()
+    host.check_output(f"doveadm expunge -u {USERS[1]} mailbox INBOX larger 500000")
+
+
 def test_a_flipped_byte_and_a_missing_pack_are_found(host, store):
     """By the check, which reads what it says it reads."""
     assert store.letterlock("backup check").rc == 0

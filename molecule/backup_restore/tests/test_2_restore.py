@@ -41,15 +41,126 @@ def test_all_is_as_it_was(host, store):
     assert "0 failures" in store.backup()
 
 
-def test_mail_that_is_there_is_left_alone(store):
-    """A restore is for accounts that have lost their mail; the others are named."""
+def test_mail_that_is_there_is_left_as_it_is(store):
+    """A restore of an account that lacks nothing adds nothing, and one of what does not exist is refused."""
     before = store.seen(BUSY)
-    kept = store.letterlock(f"backup restore {BUSY}")
-    assert kept.rc == 1, kept
-    assert f"left alone, because it has mail already: {BUSY}" in kept.stdout
+    again = store.letterlock(f"backup restore {BUSY}")
+    assert again.rc == 0, again
+    assert f"{BUSY}: 0 messages added to what is there" in again.stdout
     assert store.seen(BUSY) == before
-    assert store.letterlock("backup restore nobody@letterlock.test").rc == 2
-    assert store.letterlock("backup restore --snapshot 1999-01-01").rc == 2
+    for unknown in ("nobody@letterlock.test", "--snapshot 1999-01-01", f"{BUSY} --mailbox Nowhere"):
+        assert store.letterlock(f"backup restore {unknown}").rc == 2
+
+
+def test_what_came_in_since_the_loss_is_kept(host, mail, store):
+    """The lost mail is back under its own UIDs, and what was delivered to the empty host comes after it, once."""
+    before = seen(store)
+    store.backup()
+    store.lose()
+    mail.deliver(USERS[0], b"Subject: meanwhile\r\n\r\nx\r\n")
+    refused = store.letterlock("backup run")
+    assert refused.rc == 2, refused
+    assert "bring that one's mail back first" in refused.stderr
+    dry = store.letterlock("backup restore --dry-run")
+    assert f"{USERS[0]}: would be put in its place as it was" in dry.stdout, dry
+    assert len(store.seen(USERS[0])["INBOX"][1]) == 1
+    # Killed in the middle, it goes on when it is run again.
+    for seconds in (0.9, 2.0):
+        host.run(f"timeout --signal KILL {seconds} letterlock backup restore; pkill -KILL -x restic; :")
+    done = store.letterlock("backup restore")
+    assert done.rc == 0, done
+    assert "0 differences" in done.stdout, done
+    now = store.seen(USERS[0])
+    assert now["INBOX"][0] == before[USERS[0]]["INBOX"][0]
+    assert now["INBOX"][1][:-1] == before[USERS[0]]["INBOX"][1]
+    assert len(subjects(mail, USERS[0]) & {"meanwhile"}) == 1
+    assert {user: store.seen(user) for user in USERS[1:]} == {user: before[user] for user in USERS[1:]}
+    assert not host.check_output(f"find {store.root} -maxdepth 1 -name '.letterlock*'")
+    assert "0 failures" in store.backup()
+
+
+def texts(found: tuple) -> list[tuple]:
+    """Return what is the same of a mailbox's messages whatever UIDs they have."""
+    return sorted(message[1:] for message in found[1])
+
+
+def test_what_a_user_deleted_comes_back(host, mail, store):
+    """It is added to what is there, once, with flags, dates and text, and what was saved long ago is no younger for it."""
+    user = USERS[2]
+    host.check_output(f"printf 'Subject: thrown away\\r\\n\\r\\nx\\r\\n' | faketime -f -25d doveadm save -u {user} -m Trash")
+    before = store.seen(user)
+    store.backup()
+    with clients.imap(*mail.login(user)) as client:
+        for mailbox in ("INBOX", "Trash"):
+            client.select(mailbox)
+            client.store("1:*", "+FLAGS", "(\\Deleted)")
+            client.expunge()
+        client.unselect()
+        assert client.delete("Archive")[0] == "OK"
+    dry = store.letterlock(f"backup restore {user} --dry-run")
+    assert f"{user}: up to 9 messages would be added to what is there" in dry.stdout, dry
+    for count in (9, 0):
+        done = store.letterlock(f"backup restore {user}")
+        assert done.rc == 0, done
+        assert f"{user}: {count} messages added to what is there" in done.stdout, done
+        now = store.seen(user)
+        assert {name: texts(now[name]) for name in ("INBOX", "Archive", "Trash")} == {
+            name: texts(before[name]) for name in ("INBOX", "Archive", "Trash")
+        }
+    assert [text for _, text in now["POP3"]] == [text for _, text in before["POP3"]]
+    for days, going in ((4, 0), (6, 1)):
+        run = store.letterlock("retention run --dry-run", clock=f"+{days}d")
+        assert f"{going} messages would go" in run.stdout, run
+
+
+def test_a_mailbox_or_a_search_beside_or_into_place(mail, store):
+    """Below Restored/ and the day, or another mailbox, by name or by what a search finds, and never twice."""
+    user = USERS[2]
+    before = store.seen(user)
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    for arguments, mailbox, count in (
+        ("--beside --mailbox INBOX", f"Restored/{today}/INBOX", len(before["INBOX"][1])),
+        ("--into Found --search 'subject grace-2'", "Found/INBOX", 1),
+    ):
+        for added in (count, 0):
+            done = store.letterlock(f"backup restore {user} {arguments}")
+            assert done.rc == 0, done
+            assert f"{user}: {added} messages added" in done.stdout, done
+        with clients.imap(*mail.login(user)) as client:
+            assert client.select(f'"{mailbox}"', readonly=True) == ("OK", [str(count).encode()])
+    assert store.seen(user) == before
+
+
+def test_a_disk_that_is_full(host, store):
+    """A restore that finds no room changes nothing, says so, and goes through when there is some."""
+    before = seen(store)
+    store.backup()
+    store.lose()
+    scratch = f"{store.root}/.letterlock-restore"
+    host.check_output(f"mkdir -m 700 {scratch} && mount -t tmpfs -o size=64k none {scratch}")
+    full = store.letterlock("backup restore")
+    host.check_output(f"umount {scratch}")
+    assert full.rc == 1, full
+    assert "a disk is full" in full.stderr, full
+    assert store.seen(USERS[0])["INBOX"][1] == []
+    assert store.letterlock("backup restore").rc == 0
+    assert {user: store.seen(user) for user in USERS} == before
+
+
+def test_a_manifest_without_its_data(host, store):
+    """A snapshot that promises what it does not hold is found out."""
+    name = host.check_output("hostname")
+    store.backup()
+    assert store.restic(f"backup --host {name} --tag letterlock /var/lib/letterlock/backup/stage").rc == 0
+    snapshot = store.letterlock("backup list").stdout.splitlines()
+    last = [line.split()[0] for line in snapshot if "until" in line][-1]
+    host.check_output(f"rm -rf {store.root}/example.test/grace")
+    found = store.letterlock(f"backup restore --snapshot {last} {USERS[2]}")
+    assert found.rc == 1, found
+    assert f"DIFFERS {USERS[2]}: missing: the mailbox" in found.stdout, found
+    assert store.restic(f"forget {last}").rc == 0
+    host.check_output(f"rm -rf {store.root}/example.test/grace")
+    assert store.letterlock(f"backup restore {USERS[2]}").rc == 0
 
 
 def test_one_account(host, store):
@@ -124,9 +235,9 @@ class Load(threading.Thread):
                 self.expunged += len(doomed)
 
 
-def subjects(mail) -> set[str]:
-    """Return the subjects in the busy account's INBOX."""
-    with clients.imap(*mail.login(BUSY)) as client:
+def subjects(mail, user: str = BUSY) -> set[str]:
+    """Return the subjects in an account's INBOX."""
+    with clients.imap(*mail.login(user)) as client:
         client.select("INBOX", readonly=True)
         _, answers = client.fetch("1:*", "(BODY.PEEK[HEADER.FIELDS (SUBJECT)])")
         return {answer[1].decode().removeprefix("Subject: ").strip() for answer in answers if isinstance(answer, tuple)}

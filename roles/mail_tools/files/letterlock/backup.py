@@ -21,7 +21,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from letterlock import capture, locks, manifest
+from letterlock import capture, locks, manifest, stored
 from letterlock.accounts import place_of
 from letterlock.batches import chunks
 from letterlock.doveadm import ACCOUNTS_AT_ONCE, Doveadm, Failed
@@ -85,6 +85,8 @@ class Outcome:
     messages: int = 0
     added: int = 0
     gone: int = 0
+    # Messages whose text can't be read from their files.
+    unhashed: int = 0
     failures: list[str] = field(default_factory=list)
 
 
@@ -111,9 +113,9 @@ class Backup:
         self.restic = Restic(say)
         self.outcome = Outcome()
 
-    def execute(self) -> Outcome:
+    def execute(self, *, adopt: bool = False) -> Outcome:
         """Do all of it; raise Fault or Refused when there is no snapshot to rely on."""
-        self.open_repository()
+        self.open_repository(adopt=adopt)
         STAGE.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile("w+", dir=HOME) as spool:
             self.stage(spool)
@@ -129,8 +131,12 @@ class Backup:
         self.write_gone(missing)
         return self.outcome
 
-    def open_repository(self) -> None:
-        """Make the repository if this host never had one; raise Fault when the one it had is not there."""
+    def open_repository(self, *, adopt: bool) -> None:
+        """Make the repository if this host never had one; raise Fault when the one it had is not there.
+
+        A host that never made a backup, and finds some of its name, was lost and set up again: a backup of its empty
+        mailboxes must not become the newest. It is refused unless it is to *adopt* them.
+        """
         known = read_state().get("repository")
         identity = self.restic.identity()
         if identity is None:
@@ -143,6 +149,11 @@ class Backup:
             raise Fault(
                 f"mail_backup_repository is not the one that this host's backups went to ({known}); if it was changed on purpose, "
                 f"remove {HOME / 'state.json'}"
+            )
+        if not known and not adopt and (own := [each for each in self.restic.snapshots() if each["hostname"] == self.settings.host]):
+            raise Refused(
+                f"this host never made a backup, and the repository holds {len(own)} of a host of its name; bring that one's mail back "
+                "first (letterlock backup restore), or go on without it (letterlock backup run --adopt)"
             )
         write_state(repository=identity)
         # Locks of processes that are dead, and no others.
@@ -198,9 +209,16 @@ class Backup:
                 self.outcome.failures.append(f"{account}: no manifest: {boxes if isinstance(boxes, Failed) else rows}")
                 manifest.path_of(STAGE, account).unlink(missing_ok=True)
                 continue
-            made = manifest.of_account(account, boxes, rows)
+            made = manifest.of_account(account, boxes, rows, self.hashes(account, boxes))
             manifest.write(STAGE, made)
-            self.outcome.messages += sum(len(box["messages"]) for box in made["mailboxes"])
+            of_messages = [message for box in made["mailboxes"] for message in box["messages"]]
+            self.outcome.messages += len(of_messages)
+            self.outcome.unhashed += sum(not message[manifest.MESSAGE.index("hash")] for message in of_messages)
+
+    def hashes(self, account: str, boxes: list[dict]) -> dict[str, dict[int, str]]:
+        """Return {mailbox GUID: {UID: hash of the text}}; what the last manifest has is not read again."""
+        known = manifest.hashes_in(STAGE, account)
+        return {box["guid"]: stored.hashes(self.home(account), box["mailbox"], known.get(box["guid"], {})) for box in boxes}
 
     def home(self, account: str) -> Path:
         """Return where the mail of *account* lies."""

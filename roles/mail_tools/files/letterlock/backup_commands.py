@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -32,17 +33,18 @@ def write_metrics(settings: backup.Settings, **news: float) -> None:
     metrics.write(settings.metrics_file, figures, metrics.BACKUP_METRICS, "backup")
 
 
-def run(_arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Back up, and forget what is old."""
     settings = backup.read_settings()
     started, now = time.monotonic(), time.time()
     with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS):
-        done = backup.Backup(settings, now, say).execute()
+        done = backup.Backup(settings, now, say).execute(adopt=arguments.adopt)
         for failure in done.failures:
             print(f"FAILED {failure}", file=sys.stderr)
         print(
             f"snapshot {done.snapshot[:8]}: {done.accounts} accounts, {done.messages} messages, {done.added} octets added, "
-            f"{done.gone} expunged meanwhile, {len(done.failures)} failures, {time.monotonic() - started:.1f} s"
+            f"{done.gone} expunged meanwhile, {done.unhashed} without a hash, {len(done.failures)} failures, "
+            f"{time.monotonic() - started:.1f} s"
         )
         success = {} if done.failures else {"last_success_timestamp_seconds": int(now)}
         seconds = round(time.monotonic() - started, 3)
@@ -70,20 +72,20 @@ def forget_due(settings: backup.Settings, now: float, *, dry_run: bool) -> None:
     if going and not dry_run:
         restic.run("forget", *(snapshot["id"] for snapshot in going))
         restic.run("prune")
-        record([{"kind": "forget", "snapshot": snapshot["id"], "made": snapshot["time"]} for snapshot in going], now)
+        with locks.only_one(locks.RETENTION):
+            record([{"kind": "forget", "snapshot": snapshot["id"], "made": snapshot["time"]} for snapshot in going], now)
     write_figures_of(settings, [snapshot for snapshot in snapshots if snapshot not in going])
 
 
 def record(entries: list[dict], now: float) -> None:
-    """Write *entries* into the ledger, signed."""
-    with locks.only_one(locks.RETENTION):
-        ledger = Ledger()
-        ledger.open()
-        try:
-            ledger.append(entries, now)
-            ledger.sign(now)
-        finally:
-            ledger.close()
+    """Write *entries* into the ledger, signed; the caller holds retention's lock."""
+    ledger = Ledger()
+    ledger.open()
+    try:
+        ledger.append(entries, now)
+        ledger.sign(now)
+    finally:
+        ledger.close()
 
 
 def forget(arguments: argparse.Namespace) -> int:
@@ -121,24 +123,42 @@ def show(_arguments: argparse.Namespace) -> int:
 
 
 def bring_back(arguments: argparse.Namespace) -> int:
-    """Bring accounts back from a snapshot."""
+    """Bring mail back from a snapshot."""
     settings = backup.read_settings()
-    with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS):
-        outcome = restore.Restore(settings, arguments.snapshot, arguments.host, say).execute(arguments.account or None)
-    for line in restore.lines(outcome):
+    # Retention must not run in between, nor a backup of a host that is half restored.
+    with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS), locks.only_one(locks.RETENTION):
+        work = restore.Restore(settings, arguments.snapshot, arguments.host, say)
+        into = f"Restored/{work.snapshot['time'][:10]}" if arguments.beside else arguments.into
+        wish = restore.Wish(tuple(arguments.account), tuple(arguments.mailbox), tuple(shlex.split(arguments.search)), into)
+        outcome = work.execute(wish, dry_run=arguments.dry_run)
+        if not arguments.dry_run:
+            if not wish.accounts and not wish.selective:
+                backup.write_state(repository=work.restic.identity())
+            added = sum(outcome.added.values())
+            record([{"kind": "restore", "snapshot": work.snapshot["id"], "host": work.host, "accounts": len(outcome.restored),
+                     "added": added, "differences": len(outcome.differences)}], time.time())
+    for line in restore.lines(outcome, dry_run=arguments.dry_run):
         say(line)
-    return int(bool(outcome.differences or outcome.left_alone))
+    return int(bool(outcome.differences))
 
 
 def add_to(area: argparse._SubParsersAction, command: Callable) -> None:
     """Add the commands to the command line."""
-    command(area, "run", run, "Back up, and forget what is old.")
+    command(area, "run", run, "Back up, and forget what is old.").add_argument(
+        "--adopt", action="store_true", help="go on with a repository that holds backups of an earlier host of this name"
+    )
     command(area, "list", show, "List the snapshots of this host.")
     command(area, "check", check, "Let restic read a share of the repository's data.")
     command(area, "forget", forget, "Forget the snapshots whose time has passed, and prune.").add_argument(
         "--dry-run", action="store_true", help="say which would go, and change nothing"
     )
-    command_restore = command(area, "restore", bring_back, "Bring accounts that have no mail back from a snapshot, and compare them.")
-    command_restore.add_argument("account", nargs="*", help="accounts; all of the snapshot if none is named")
-    command_restore.add_argument("--snapshot", default="latest", help="latest, an identity, or a day or moment up to which it was made")
-    command_restore.add_argument("--host", help="the host whose snapshot it is, if not this one's")
+    bring = command(area, "restore", bring_back, "Bring mail back from a snapshot, into place or beside it, and compare it.")
+    bring.add_argument("account", nargs="*", help="accounts; all of the snapshot if none is named")
+    bring.add_argument("--snapshot", default="latest", help="latest, an identity, or a day or moment up to which it was made")
+    bring.add_argument("--host", help="the host whose snapshot it is, if not this one's")
+    bring.add_argument("--mailbox", action="append", default=[], help="this mailbox only; may be given more than once")
+    bring.add_argument("--search", default="", help="what this search finds only, such as 'from ada@example.org since 2026-11-01'")
+    where = bring.add_mutually_exclusive_group()
+    where.add_argument("--into", default="", metavar="MAILBOX", help="put it below this mailbox")
+    where.add_argument("--beside", action="store_true", help="put it below Restored/ and the day of the snapshot")
+    bring.add_argument("--dry-run", action="store_true", help="say what would come back, and change nothing")

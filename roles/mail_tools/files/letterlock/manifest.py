@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 STATUS = ("messages", "guid", "uidvalidity", "uidnext", "highestmodseq")
 # What a manifest says of a message, in this order.
-MESSAGE = ("uid", "guid", "size", "flags", "saved", "received", "settled")
+MESSAGE = ("uid", "guid", "size", "flags", "saved", "received", "hash", "settled")
 TRIES = 8
 UNSETTLED = ("flags", "saved")
+# What two manifests are not compared in: the text is read to be compared.
+APART = ("settled", "hash")
 MISSING = "missing"
 FIELDS = ("mailbox-guid", "uid", "guid", "modseq", "flags", "size.virtual", "date.saved.unixtime", "date.received.unixtime")
 
@@ -75,8 +77,16 @@ def messages(accounts: list[str], held: dict[str, str]) -> Iterator[tuple[str, l
         yield account, rows
 
 
-def of_account(account: str, boxes: list[dict], rows: Iterable[dict]) -> dict:
-    """Return the manifest of one account: *boxes* are the statuses from before its indexes were copied, *rows* come from after."""
+def flags_of(row: dict) -> list[str]:
+    """Return a message's flags and keywords, but not the one that belongs to a session."""
+    return sorted(flag for flag in row["flags"].split() if flag != "\\Recent")
+
+
+def of_account(account: str, boxes: list[dict], rows: Iterable[dict], hashes: dict[str, dict[int, str]] | None = None) -> dict:
+    """Return the manifest of one account: *boxes* are the statuses from before its indexes were copied, *rows* come from after.
+
+    *hashes* are {mailbox GUID: {UID: hash of the text}}.
+    """
     found: dict[str, list] = {box["guid"]: [] for box in boxes}
     modseq = {box["guid"]: int(box["highestmodseq"]) for box in boxes}
     for row in rows:
@@ -84,8 +94,9 @@ def of_account(account: str, boxes: list[dict], rows: Iterable[dict]) -> dict:
         # A mailbox that was made after the statuses is not in this backup.
         if guid in found:
             found[guid].append([
-                int(row["uid"]), row["guid"], int(row["size.virtual"]), sorted(flag for flag in row["flags"].split() if flag != "\\Recent"),
-                int(row["date.saved.unixtime"]), int(row["date.received.unixtime"]), int(row["modseq"]) <= modseq[guid],
+                int(row["uid"]), row["guid"], int(row["size.virtual"]), flags_of(row),
+                int(row["date.saved.unixtime"]), int(row["date.received.unixtime"]),
+                (hashes or {}).get(guid, {}).get(int(row["uid"]), ""), int(row["modseq"]) <= modseq[guid],
             ])
     return {
         "account": account,
@@ -100,6 +111,16 @@ def of_account(account: str, boxes: list[dict], rows: Iterable[dict]) -> dict:
 def path_of(stage: Path, account: str) -> Path:
     """Return where the manifest of *account* lies in *stage*."""
     return stage / "manifests" / f"{place_of(account)}.json"
+
+
+def hashes_in(stage: Path, account: str) -> dict[str, dict[int, str]]:
+    """Return {mailbox GUID: {UID: hash}} of the manifest of *account* that is in *stage*, if there is one."""
+    try:
+        before = json.loads(path_of(stage, account).read_bytes())
+    except FileNotFoundError:
+        return {}
+    at = MESSAGE.index("hash")
+    return {box["guid"]: {message[0]: message[at] for message in box["messages"]} for box in before["mailboxes"]}
 
 
 def write(stage: Path, manifest: dict) -> None:
@@ -137,5 +158,5 @@ def message_differences(before: dict, now: dict) -> Iterator[str]:
                 yield f"{MISSING}: {before['name']}, UID {uid}"
             continue
         for what, was, now_is in zip(MESSAGE, message, found[uid], strict=True):
-            if was != now_is and what != "settled" and (settled or what not in UNSETTLED):
+            if was != now_is and what not in APART and (settled or what not in UNSETTLED):
                 yield f"{before['name']}, UID {uid}: {what} was {was} and is {now_is}"

@@ -7,6 +7,9 @@ has another mailbox GUID; that it is the same mailbox is known by samples, the
 GUIDs of some of its messages. Mailboxes are kept by account and GUID, under `guid`:
 an account that was copied on the disk has its mailboxes' GUIDs, too.
 
+Messages that a restore added to a mailbox that was there have the saved date that a
+manifest tells, under `saved`.
+
 Beside that, in which state a run left each mailbox, and until when nothing in it
 is due as long as it stays in that state.
 """
@@ -27,6 +30,7 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS mark (guid TEXT, time INTEGER, next_uid INTEGER, PRIMARY KEY (guid, time));
 CREATE TABLE IF NOT EXISTS box (guid TEXT PRIMARY KEY, account TEXT, mailbox TEXT, samples TEXT);
 CREATE TABLE IF NOT EXISTS quiet (guid TEXT PRIMARY KEY, state TEXT, time INTEGER, until INTEGER);
+CREATE TABLE IF NOT EXISTS saved (guid TEXT, uid INTEGER, time INTEGER, PRIMARY KEY (guid, uid));
 CREATE INDEX IF NOT EXISTS box_by_name ON box (account, mailbox);
 """
 # A mailbox that no run has met for this long is gone.
@@ -42,6 +46,8 @@ class Memory:
     marks: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     samples: dict[str, dict[int, str]] = field(default_factory=dict)
     quiet: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    # {mailbox: {UID: when it was saved first}} of messages that a restore added.
+    saved: dict[str, dict[int, int]] = field(default_factory=dict)
 
     def state(self, guid: str) -> str | None:
         """Return the state in which the last run found a mailbox."""
@@ -82,7 +88,14 @@ class Marks:
                 found.samples[guid] = {int(uid): sample for uid, sample in json.loads(samples).items()}
             for guid, *quiet in self.rows("SELECT guid, state, time, until FROM quiet WHERE guid IN ({})", guids):
                 found.quiet[guid] = tuple(quiet)
+            for guid, uid, time in self.rows("SELECT guid, uid, time FROM saved WHERE guid IN ({})", guids):
+                found.saved.setdefault(guid, {})[uid] = time
         return found
+
+    def keep_saved(self, saved: list[tuple[str, int, int]]) -> None:
+        """Keep when messages that a restore adds were *saved* first, (mailbox, UID, time): Dovecot takes the restore for it."""
+        with self.mutex, self.database:
+            self.database.executemany("INSERT OR REPLACE INTO saved VALUES (?, ?, ?)", saved)
 
     def rows(self, query: str, guids: list[str]) -> Iterator[tuple]:
         """Yield the rows of *query*, with as many marks in its braces as there are *guids*."""
@@ -120,6 +133,7 @@ class Marks:
         """Write what was noted; forget marks that only say what a later one, old enough for every policy, says too."""
         with self.mutex, self.database:
             self.database.executemany("UPDATE OR REPLACE mark SET guid = ? WHERE guid = ?", self.adopted)
+            self.database.executemany("UPDATE OR REPLACE saved SET guid = ? WHERE guid = ?", self.adopted)
             self.database.executemany("DELETE FROM box WHERE guid = ?", [(old,) for _, old in self.adopted])
             self.database.executemany("INSERT OR REPLACE INTO mark VALUES (?, ?, ?)", self.marks)
             self.database.executemany("INSERT OR REPLACE INTO box VALUES (?, ?, ?, ?)", self.boxes)

@@ -77,8 +77,11 @@ class Mailbox:
         """Whether the policies can only be decided on all of its messages."""
         return any(policy.keep_newest is not None or policy.max_size is not None for policy in self.policies)
 
-    def condition(self, now: float, marks: list[tuple[int, int]]) -> list[str]:
-        """Return the search for what the policies could let go here; *marks* are (time, next UID) of earlier runs."""
+    def condition(self, now: float, marks: list[tuple[int, int]], restored: Iterable[int] = ()) -> list[str]:
+        """Return the search for what the policies could let go here.
+
+        *marks* are (time, next UID) of earlier runs, *restored* the UIDs of what a restore added.
+        """
         if self.whole:
             return ["all"]
         terms = []
@@ -86,7 +89,8 @@ class Mailbox:
             key = {"saved": "savedbefore", "received": "before"}[policy.since]
             terms.append([key, str(int(now - policy.keep_for) + TIME_ZONES_SECONDS)])
         known = self.known(now, marks)
-        return any_of([*terms, ["uid", f"1:{known - 1}"]] if known > 1 else terms)
+        uids = [f"1:{known - 1}"] * (known > 1) + [uid_set(list(restored))] * bool(restored)
+        return any_of([*terms, *(["uid", each] for each in uids)])
 
     def known(self, now: float, marks: list[tuple[int, int]]) -> int:
         """Return the UID below which all is old enough to go by its saved date, as *marks* tell."""
@@ -94,9 +98,14 @@ class Mailbox:
         return max((next_uid for at, next_uid in marks if cuts and at < max(cuts)), default=1)
 
 
-def query_for(mailboxes: list[Mailbox], now: float, marks: dict[str, list[tuple[int, int]]]) -> list[str]:
+def query_for(
+    mailboxes: list[Mailbox], now: float, marks: dict[str, list[tuple[int, int]]], restored: dict[str, dict[int, int]],
+) -> list[str]:
     """Return one search for all that the policies of one account's *mailboxes* could let go."""
-    return any_of([["mailbox", mailbox.name, *mailbox.condition(now, marks.get(mailbox.guid, []))] for mailbox in mailboxes])
+    return any_of([
+        ["mailbox", mailbox.name, *mailbox.condition(now, marks.get(mailbox.guid, []), restored.get(mailbox.key, {}))]
+        for mailbox in mailboxes
+    ])
 
 
 def group_query(mailboxes: Iterable[Mailbox], now: float) -> list[str]:
@@ -130,14 +139,14 @@ def may_lack(rows: list[tuple[int, int]], messages: int, known: int) -> bool:
     return found < messages and newest < known - 1
 
 
-def saved_at_the_latest(message: rules.Message, marks: list[tuple[int, int]]) -> rules.Message:
-    """Return *message*, saved no later than the first run that had seen its UID given out.
+def saved_at_the_latest(message: rules.Message, marks: list[tuple[int, int]], restored: dict[int, int]) -> rules.Message:
+    """Return *message*, saved no later than the first run that had seen its UID given out, or than a restore knew it.
 
     Dovecot keeps saved dates in its cache. When that is lost, a file's ctime stands in, and a restored disk would
     seem to hold new mail only.
     """
     seen = min((at for at, next_uid in marks if message.uid < next_uid), default=message.saved)
-    return replace(message, saved=min(message.saved, seen))
+    return replace(message, saved=min(message.saved, seen, restored.get(message.uid, seen)))
 
 
 def message_of(row: dict) -> rules.Message:
@@ -270,9 +279,11 @@ class Planner:
                     if mailbox not in due and mailbox.first_saved is not None:
                         self.run.tally.note_oldest([policy.name for policy in mailbox.policies], mailbox.first_saved)
             if due:
+                # What a restore added is found by its UIDs, which are each account's own.
+                alone = account if any(mailbox.key in memory.saved for mailbox in due) else ""
                 unchanged = all(memory.state(mailbox.key) == self.state(mailbox) for mailbox in due)
                 ahead = AHEAD_SECONDS if unchanged and not self.thorough else 0
-                kinds.setdefault((ahead, *(policy.name for policy in policies)), {})[account] = due
+                kinds.setdefault((ahead, alone, *(policy.name for policy in policies)), {})[account] = due
         for (ahead, *_), wanted in kinds.items():
             self.plan_kind(part, Look(wanted, memory, self.run.now, ahead))
         return part
@@ -393,7 +404,9 @@ class Planner:
     def question(self, look: Look, account: str, marks: dict[str, list[tuple[int, int]]]) -> tuple[str, dict]:
         """Return the command that asks one account what could go."""
         mailboxes = look.wanted[account]
-        return "fetch", {"user": account, "field": fields_for(mailboxes), "query": query_for(mailboxes, look.until, marks)}
+        return "fetch", {"user": account, "field": fields_for(mailboxes), "query": query_for(
+            mailboxes, look.until, marks, look.memory.saved,
+        )}
 
     def plan_account(self, look: Look, account: str, rows: Iterable[dict]) -> Iterator[dict]:
         """Yield what would go of one account, given doveadm's *rows* of what could."""
@@ -406,7 +419,8 @@ class Planner:
         spared = set() if self.thorough else self.run.held_messages(account)
         for mailbox in mailboxes:
             about = {int(row["uid"]): row for row in found.get(mailbox.guid, [])}
-            messages = [saved_at_the_latest(message_of(row), marks[mailbox.guid]) for row in about.values()]
+            restored = look.memory.saved.get(mailbox.key, {})
+            messages = [saved_at_the_latest(message_of(row), marks[mailbox.guid], restored) for row in about.values()]
             decided = rules.decide(list(mailbox.policies), messages, self.run.now)
             going = {uid: why for uid, why in decided.items() if (mailbox.guid, uid) not in spared}
             staying = [message for message in messages if message.uid not in going]

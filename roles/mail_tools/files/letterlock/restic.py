@@ -32,7 +32,7 @@ MEANINGS = {
     "Is there a repository at the following location": "there is no repository at mail_backup_repository",
     "repository is already locked": "another restic holds the repository's lock",
     "repository contains errors": "the repository is damaged",
-    "no space left on device": "the repository's disk is full",
+    "no space left on device": "a disk is full: the repository's, or on a restore this host's",
     "Not enough Storage": "the repository's disk is full",
     "connection refused": "the repository can't be reached",
     "no such host": "the repository can't be reached",

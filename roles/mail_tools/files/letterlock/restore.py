@@ -1,8 +1,16 @@
 """A restore: what a snapshot holds, back in its place, and compared with its manifests by asking Dovecot.
 
-Mail goes to a scratch directory on the mail's own disk first, indexes are laid
-over it as the backup copied them, and then each account's home is moved into
-place in one step. What is there already is left alone and named.
+Mail goes to a scratch directory on the mail's own disk first, and indexes are laid
+over it as the backup copied them. Then, account by account:
+
+- One that has lost its mail gets the whole home in one step: UIDs, flags and dates are
+  as they were. What came in since the loss is put beside, and then added to it.
+- One that still has its mailboxes, known by their GUIDs, gets what it lacks. To its clients
+  that is new mail, because IMAP (RFC 9051, 2.3.1.1) knows no way back for a UID.
+- Chosen mailboxes, or what a search finds, are added in the same way, into place or below
+  another mailbox.
+
+Nothing that is there is overwritten, and a message is added once, whatever interrupts.
 """
 
 from __future__ import annotations
@@ -10,15 +18,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from letterlock import backup, locks, manifest
+from letterlock import backup, manifest
 from letterlock.accounts import place_of
 from letterlock.batches import chunks
-from letterlock.doveadm import ACCOUNTS_AT_ONCE, Doveadm, Failed
+from letterlock.doveadm import ACCOUNTS_AT_ONCE, ENVIRONMENT, Doveadm, Failed, any_of, in_mailbox
+from letterlock.marks import Marks
 from letterlock.restic import Fault, Restic
 
 if TYPE_CHECKING:
@@ -26,14 +36,40 @@ if TYPE_CHECKING:
 
 # Differences that are shown of an account.
 SHOWN = 5
+# GUIDs in one command's arguments.
+MESSAGES_AT_ONCE = 1000
+# Where what came in since a loss waits until it is added again, below the mail's root.
+ASIDE = ".letterlock-aside"
+# Where each format has an account's mail, in its home.
+STORES = {"sdbox": "sdbox", "maildir": "Maildir"}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to come back. None of it given means: all accounts, each in its place."""
+
+    accounts: tuple[str, ...] = ()
+    mailboxes: tuple[str, ...] = ()
+    search: tuple[str, ...] = ()
+    into: str = ""
+
+    @property
+    def selective(self) -> bool:
+        """Whether it is less than whole accounts in their place."""
+        return bool(self.mailboxes or self.search or self.into)
+
+    def target(self, mailbox: str) -> str:
+        """Return the mailbox to which messages of *mailbox* are added."""
+        return f"{self.into}/{mailbox}" if self.into else mailbox
 
 
 @dataclass
 class Outcome:
-    """What a restore came to: accounts that are back, those that were left alone, and what differs from the manifests."""
+    """What a restore came to: accounts whose home is back, messages added to those that had some, and what differs."""
 
     restored: list[str] = field(default_factory=list)
-    left_alone: list[str] = field(default_factory=list)
+    added: dict[str, int] = field(default_factory=dict)
+    meanwhile: int = 0
     messages: int = 0
     gone: int = 0
     differences: list[str] = field(default_factory=list)
@@ -54,8 +90,30 @@ def choose(snapshots: list[dict], host: str, wanted: str) -> dict:
     return found[0]
 
 
+class Mail:
+    """What one account holds now: {mailbox: {message GUID: row}}, and the mailboxes' own GUIDs."""
+
+    def __init__(self, boxes: list[dict], rows: list[dict]) -> None:
+        """Take the statuses of its mailboxes, and its messages."""
+        self.guids = {box["mailbox"]: box["guid"] for box in boxes}
+        names = {guid: name for name, guid in self.guids.items()}
+        self.messages: dict[str, dict[str, dict]] = {name: {} for name in self.guids}
+        for row in rows:
+            if row["mailbox-guid"] in names:
+                self.messages[names[row["mailbox-guid"]]][row["guid"]] = row
+
+    @property
+    def count(self) -> int:
+        """How many messages there are."""
+        return sum(map(len, self.messages.values()))
+
+    def everywhere(self) -> set[str]:
+        """Return the GUIDs of all messages, in whatever mailbox."""
+        return {guid for messages in self.messages.values() for guid in messages}
+
+
 class Restore:
-    """One restore of a host's mail from one snapshot."""
+    """One restore of a host's mail from one snapshot. The caller holds the locks of backups and of retention."""
 
     def __init__(self, settings: backup.Settings, wanted: str, host: str | None = None, say: Callable[[str], None] = print) -> None:
         """Find the snapshot that *wanted* names, of this *host* or of another that it takes the place of."""
@@ -68,28 +126,40 @@ class Restore:
         # What an interrupted restore of another snapshot left must not be mixed with this one.
         self.scratches = settings.mail_root / backup.SCRATCH
         self.scratch = self.scratches / self.snapshot["id"][:8]
+        self.aside = settings.mail_root / ASIDE
+        self.store = STORES[settings.raw["about"]["format"]]
         self.outcome = Outcome()
 
-    def execute(self, accounts: list[str] | None = None) -> Outcome:
-        """Bring *accounts* back, or all of the snapshot; raise Fault or Refused."""
-        self.insist_on_accounts(accounts or [])
-        self.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for other in set(self.scratches.iterdir()) - {self.scratch}:
-            shutil.rmtree(other)
-        self.fetch(*self.paths_of(accounts))
-        stage = self.inside(backup.STAGE)
+    def execute(self, wish: Wish, *, dry_run: bool = False) -> Outcome:
+        """Bring back what is wished for, or only say what that would be; raise Fault or Refused."""
+        self.insist_on_accounts(wish.accounts)
+        self.make_scratch()
         try:
-            wanted = self.manifests(stage, accounts)
+            self.fetch(backup.STAGE)
+            stage = self.inside(backup.STAGE)
+            wanted = self.manifests(stage, wish)
+            if not dry_run:
+                self.fetch(*self.paths_of(wish))
+                self.lay_indexes(stage)
+                self.place_state(stage)
         except backup.Refused:
             shutil.rmtree(self.scratches)
             raise
-        self.lay_indexes(stage)
+        gone = self.gone(stage)
         for each in wanted:
-            self.place(each["account"])
-        self.place_state(stage)
-        self.compare([each for each in wanted if each["account"] in self.outcome.restored], self.gone(stage))
+            self.bring_back(each, wish, gone[each["account"]], dry_run=dry_run)
+        self.compare([each for each in wanted if each["account"] in self.outcome.restored and not dry_run], gone)
         shutil.rmtree(self.scratches)
         return self.outcome
+
+    def make_scratch(self) -> None:
+        """Make the scratch directory, which the mail user can read, and remove those of other snapshots."""
+        owner = self.settings.mail_root.stat()
+        for directory in (self.scratches, self.scratch):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            os.chown(directory, owner.st_uid, owner.st_gid)
+        for other in set(self.scratches.iterdir()) - {self.scratch}:
+            shutil.rmtree(other)
 
     @staticmethod
     def insist_on_accounts(accounts: Iterable[str]) -> None:
@@ -97,27 +167,28 @@ class Restore:
         if unknown := sorted(set(accounts) - set(Doveadm().users())):
             raise backup.Refused(f"no accounts of this host: {', '.join(unknown)}; deploy mail_accounts_users first")
 
-    def manifests(self, stage: Path, accounts: list[str] | None) -> list[dict]:
-        """Return the manifests of *accounts*, or all; raise Refused when this host can't take their mail."""
+    def manifests(self, stage: Path, wish: Wish) -> list[dict]:
+        """Return the manifests of what is wished for; raise Refused when this host can't take that mail."""
         about = json.loads((stage / "manifest.json").read_text())
         for name in ("mail_root", "format"):
             if about[name] != self.settings.raw["about"][name]:
                 raise backup.Refused(f"dovecot_mail_{name.removeprefix('mail_')} must be {about[name]}, as it was in the snapshot")
         found = [json.loads(file.read_text()) for file in sorted((stage / "manifests").glob("*/*.json"))]
-        wanted = [each for each in found if accounts is None or each["account"] in accounts]
-        if missing := sorted(set(accounts or ()) - {each["account"] for each in wanted}):
+        if len(found) != about["accounts"]:
+            self.outcome.differences.append(f"the snapshot has manifests of {len(found)} accounts and tells of {about['accounts']}")
+        wanted = [each for each in found if not wish.accounts or each["account"] in wish.accounts]
+        if missing := sorted(set(wish.accounts) - {each["account"] for each in wanted}):
             raise backup.Refused(f"not in the snapshot: {', '.join(missing)}")
+        names = {box["name"] for each in wanted for box in each["mailboxes"]}
+        if missing := sorted(set(wish.mailboxes) - names):
+            raise backup.Refused(f"no such mailboxes in the snapshot: {', '.join(missing)}")
         self.insist_on_accounts(each["account"] for each in wanted)
         return wanted
 
-    def paths_of(self, accounts: list[str] | None) -> list[Path]:
-        """Return what of the snapshot *accounts* need, or all of them."""
-        root, stage = self.settings.mail_root, backup.STAGE
-        if accounts is None:
-            return [root, stage]
-        parts = [place_of(account) for account in accounts]
-        of_accounts = [[root / part, stage / "indexes" / part, stage / "manifests" / f"{part}.json"] for part in parts]
-        return [stage / "manifest.json", stage / "state", *(path for paths in of_accounts for path in paths)]
+    def paths_of(self, wish: Wish) -> list[Path]:
+        """Return which mail of the snapshot is needed."""
+        root = self.settings.mail_root
+        return [root / place_of(account) for account in wish.accounts] if wish.accounts else [root]
 
     def inside(self, path: Path) -> Path:
         """Return where *path* of the snapshot lies in the scratch directory."""
@@ -125,45 +196,161 @@ class Restore:
 
     def fetch(self, *paths: Path) -> None:
         """Let restic bring *paths* of the snapshot; what an interrupted restore brought is checked and kept."""
-        self.say(f"fetches snapshot {self.snapshot['short_id']} of {self.host}, made {self.snapshot['time'][:19]}")
+        self.say(f"fetches {', '.join(map(str, paths))} of snapshot {self.snapshot['short_id']}, {self.host}, {self.snapshot['time'][:19]}")
         includes = [word for path in paths for word in ("--include", backup.literal(str(path)))]
         self.restic.run("restore", self.snapshot["id"], "--target", str(self.scratch), *includes)
 
     def lay_indexes(self, stage: Path) -> None:
         """Lay the indexes over the mail that they belong to."""
-        indexes = stage / "indexes"
-        if indexes.is_dir():
-            shutil.copytree(indexes, self.inside(self.settings.mail_root), dirs_exist_ok=True, copy_function=copy_with_owner)
-
-    def place(self, account: str) -> None:
-        """Move an account's home into place, unless there is mail already."""
-        home = self.settings.mail_root / place_of(account)
-        source = self.inside(home)
-        if has_mail(home):
-            self.outcome.left_alone.append(account)
-            return
-        if not source.is_dir():
-            # An account whose mailboxes Dovecot had not made yet.
-            self.outcome.restored.append(account)
-            return
-        Doveadm().batch([("kick", {"mask": [account]})])
-        if home.exists():
-            shutil.rmtree(home)
-        owner = self.settings.mail_root.stat()
-        home.parent.mkdir(mode=0o700, exist_ok=True)
-        os.chown(home.parent, owner.st_uid, owner.st_gid)
-        source.rename(home)
-        self.outcome.restored.append(account)
+        root = self.inside(self.settings.mail_root)
+        for indexes in sorted((stage / "indexes").glob("*/*")):
+            target = root / indexes.relative_to(stage / "indexes")
+            if target.is_dir():
+                shutil.copytree(indexes, target, dirs_exist_ok=True, copy_function=copy_with_owner)
 
     def place_state(self, stage: Path) -> None:
         """Bring the ledger and what runs remember back where this host has none yet."""
-        with locks.only_one(locks.RETENTION):
-            for source in sorted((stage / "state").glob("*")):
-                target = backup.STATE / source.name
-                if target.exists():
-                    continue
+        for source in sorted((stage / "state").glob("*")):
+            target = backup.STATE / source.name
+            if not target.exists():
                 (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
                 self.say(f"brought back {target}")
+
+    # ---- one account
+
+    def bring_back(self, wanted: dict, wish: Wish, gone: int, *, dry_run: bool) -> None:
+        """Bring the mail of one account back, whose manifest is *wanted*."""
+        account = wanted["account"]
+        home = self.settings.mail_root / place_of(account)
+        try:
+            if not wish.selective and self.has_lost(wanted, home):
+                if dry_run:
+                    self.outcome.restored.append(account)
+                else:
+                    self.place(account, home)
+                return
+            self.add(wanted, wish, gone, dry_run=dry_run)
+        except Failed as failed:
+            self.outcome.differences.append(f"{account}: {failed}")
+
+    def has_lost(self, wanted: dict, home: Path) -> bool:
+        """Tell whether an account has none of the mailboxes that held its mail any more, and so gets its home as it was."""
+        if not has_mail(home):
+            return True
+        (boxes,) = manifest.statuses([wanted["account"]], self.settings.held).values()
+        if isinstance(boxes, Failed):
+            raise boxes
+        before = {box["guid"] for box in wanted["mailboxes"] if box["messages"]}
+        return not before & {box["guid"] for box in boxes}
+
+    def place(self, account: str, home: Path) -> None:
+        """Move an account's home into place; what came in since the loss is put beside and added to it."""
+        source = self.inside(home)
+        beside = self.aside / place_of(account)
+        owner = self.settings.mail_root.stat()
+        for directory in (self.aside, beside.parent, beside, home.parent):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            os.chown(directory, owner.st_uid, owner.st_gid)
+        while source.is_dir():
+            Doveadm().batch([("kick", {"mask": [account]})])
+            if home.exists():
+                home.rename(beside / str(len(list(beside.iterdir()))))
+            try:
+                source.rename(home)
+            except OSError:
+                # A delivery made a new home meanwhile.
+                self.say(f"{account}: mail comes in; again")
+        self.add_aside(account, beside)
+        self.outcome.restored.append(account)
+
+    def add_aside(self, account: str, beside: Path) -> None:
+        """Add what came in since the loss, from the homes *beside*, and remove them."""
+        for each in sorted(beside.iterdir()):
+            if has_mail(each):
+                there = self.mail_of(account).everywhere()
+                new = [guid for guid in self.guids_at(account, each) if guid not in there]
+                for some in chunks(new, MESSAGES_AT_ONCE):
+                    self.add_from(account, each, "", any_of([["guid", guid] for guid in some]))
+                self.outcome.meanwhile += len(new)
+            shutil.rmtree(each)
+        beside.rmdir()
+        for directory in (beside.parent, self.aside):
+            if not list(directory.iterdir()):
+                directory.rmdir()
+
+    def add(self, wanted: dict, wish: Wish, gone: int, *, dry_run: bool) -> None:
+        """Add to an account what it lacks of *wanted*."""
+        account = wanted["account"]
+        now = self.mail_of(account)
+        self.outcome.added[account] = 0
+        lacking: dict[str, dict[str, list]] = {}
+        for box in wanted["mailboxes"]:
+            if wish.mailboxes and box["name"] not in wish.mailboxes:
+                continue
+            # A message that its user moved is not lost. What is asked for by name belongs where it was.
+            there = set(now.messages.get(wish.target(box["name"]), {})) if wish.selective else now.everywhere()
+            lacks = {message[1]: message for message in box["messages"] if message[1] not in there}
+            if not lacks:
+                continue
+            lacking[wish.target(box["name"])] = lacks
+            if dry_run:
+                self.outcome.added[account] += len(lacks)
+                continue
+            for some in chunks(lacks, MESSAGES_AT_ONCE):
+                which = any_of([["guid", guid] for guid in some])
+                search = ["(", *wish.search, ")"] if wish.search else []
+                query = [*in_mailbox(box["name"], box["guid"]), *which, *search]
+                self.add_from(account, self.inside(self.settings.mail_root / place_of(account)), wish.into, query)
+        if lacking and not dry_run:
+            self.count_added(account, lacking, gone, partly=bool(wish.search))
+
+    def guids_at(self, account: str, home: Path) -> list[str]:
+        """Return the GUIDs of the messages in the store at *home*, read with the settings of *account*; raise Failed."""
+        kind, path = self.settings.raw["about"]["format"], home / self.store
+        elsewhere = {"2.3": [f"mail_location={kind}:{path}"], "2.4": [f"mail_driver={kind}", f"mail_path={path}"]}
+        options = [word for setting in elsewhere[self.settings.raw["about"]["dovecot"]] for word in ("-o", setting)]
+        done = doveadm_run(*options, "-f", "flow", "fetch", "-u", account, "guid", "all")
+        return [line.partition("=")[2] for line in done.splitlines()]
+
+    def add_from(self, account: str, home: Path, into: str, query: list[str]) -> None:
+        """Add what *query* finds in the mail at *home* to *account*, with GUIDs, flags and received dates; raise Failed."""
+        location = f"{self.settings.raw['about']['format']}:{home / self.store}"
+        doveadm_run("import", "-s", "-u", account, location, into, *query)
+
+    def count_added(self, account: str, lacking: dict[str, dict[str, list]], gone: int, *, partly: bool) -> None:
+        """Count what was added, {mailbox: {GUID: message}}, and tell what is not as it was; keep the saved dates, which Dovecot can't."""
+        now = self.mail_of(account)
+        saved: list[tuple[str, int, int]] = []
+        missing: list[str] = []
+        for name, messages in lacking.items():
+            there = now.messages.get(name, {})
+            for guid, (uid, _, size, flags, was_saved, received, _, settled) in messages.items():
+                row = there.get(guid)
+                if row is None:
+                    missing += [f"{account}: {manifest.MISSING}: {name}, UID {uid}"] * (settled and not partly)
+                    continue
+                self.outcome.added[account] += 1
+                saved.append((f"{account}:{now.guids[name]}", int(row["uid"]), was_saved))
+                for what, was, now_is in (
+                    ("size", size, int(row["size.virtual"])), ("received", received, int(row["date.received.unixtime"])),
+                    ("flags", flags, manifest.flags_of(row)),
+                ):
+                    if was != now_is and (settled or what != "flags"):
+                        self.outcome.differences.append(f"{account}: {name}, UID {uid}: {what} was {was} and is {now_is}")
+        if len(missing) <= gone:
+            self.outcome.gone += len(missing)
+        else:
+            self.outcome.differences += missing
+        Marks(backup.STATE / "marks.sqlite").keep_saved(saved)
+
+    def mail_of(self, account: str) -> Mail:
+        """Return what *account* holds; raise Failed."""
+        (boxes,) = manifest.statuses([account], self.settings.held).values()
+        ((_, rows),) = manifest.messages([account], self.settings.held)
+        for answer in (boxes, rows):
+            if isinstance(answer, Failed):
+                raise answer
+        return Mail(boxes, rows)
 
     # ---- the proof
 
@@ -202,6 +389,17 @@ class Restore:
             raise Fault("nothing was compared")
 
 
+def doveadm_run(*arguments: str) -> str:
+    """Return what one doveadm command prints; raise Failed."""
+    done = subprocess.run(
+        ["doveadm", *arguments], env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["no message"]
+        raise Failed(f"doveadm {' '.join(arguments)[:100]}: exit code {done.returncode}: {said[-1]}", done.returncode)
+    return done.stdout
+
+
 def has_mail(home: Path) -> bool:
     """Tell whether any message lies below *home*, in either format."""
     return any(
@@ -218,13 +416,18 @@ def copy_with_owner(source: str, target: str) -> str:
     return target
 
 
-def lines(outcome: Outcome) -> Iterator[str]:
-    """Yield what a restore came to."""
-    for account in outcome.left_alone:
-        yield f"left alone, because it has mail already: {account}"
+def lines(outcome: Outcome, *, dry_run: bool) -> Iterator[str]:
+    """Yield what a restore came to, or would come to."""
+    would = "would be " if dry_run else ""
+    for account in outcome.restored if dry_run else ():
+        yield f"{account}: would be put in its place as it was"
+    for account, count in outcome.added.items():
+        yield f"{account}: {f'up to {count} messages would be' if dry_run else f'{count} messages'} added to what is there"
     for difference in outcome.differences:
         yield f"DIFFERS {difference}"
+    added = sum(outcome.added.values())
     yield (
-        f"{len(outcome.restored)} accounts are back, {len(outcome.left_alone)} left alone; {outcome.messages} messages compared with "
-        f"the manifest, {len(outcome.differences)} differences, {outcome.gone} expunged while the backup was made"
+        f"{len(outcome.restored)} accounts {would}back as they were, {outcome.meanwhile} messages that came in since then kept; "
+        f"{added} messages {would}added to {len(outcome.added)} accounts; {outcome.messages + (0 if dry_run else added)} compared with the "
+        f"manifest, {len(outcome.differences)} differences, {outcome.gone} expunged while the backup was made"
     )

@@ -138,7 +138,9 @@ def row(uid: int, modseq: int, flags: str = "\\Seen \\Recent") -> dict:
 def test_a_manifest_knows_what_was_unsettled():
     """What changed after the indexes were copied may come back with other flags, or not at all; nothing else may."""
     before = manifest.of_account("a", [BOX], [row(1, 3), row(2, 11), {**row(9, 3), "mailbox-guid": "made-later"}])
-    assert before["mailboxes"][0]["messages"] == [[1, "m1", 9, ["\\Seen"], 5, 6, True], [2, "m2", 9, ["\\Seen"], 5, 6, False]]
+    assert before["mailboxes"][0]["messages"] == [
+        [1, "m1", 9, ["\\Seen"], 5, 6, "", True], [2, "m2", 9, ["\\Seen"], 5, 6, "", False],
+    ]
     now = manifest.of_account("a", [BOX], [row(1, 3), row(2, 3, "\\Flagged")])
     assert list(manifest.differences(before, now)) == []
     assert list(manifest.differences(before, manifest.of_account("a", [BOX], [row(1, 3)]))) == []
