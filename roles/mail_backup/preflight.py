@@ -18,7 +18,7 @@ def text_faults(variables: dict) -> list[str]:
     """Return what can't stand in a unit or in the environment."""
     found = [
         f"{name}: control characters can't stand there"
-        for name in ("mail_backup_repository", "mail_backup_password", "mail_backup_schedule", "mail_backup_check_schedule",
+        for name in ("mail_backup_repository", "mail_backup_password", "mail_backup_pruner_password", "mail_backup_schedule", "mail_backup_check_schedule",
                      "mail_backup_randomized_delay", "mail_backup_metrics_file")
         if re.search(r"[\x00-\x1f\x7f]", variables[name])
     ]
@@ -62,6 +62,8 @@ def faults(variables: dict, _host: dict) -> list[str]:
         found.append(
             f"mail_backup_password: must have at least {SHORTEST_PASSWORD} characters; it is all that keeps a stolen repository shut"
         )
+    if variables["mail_backup_pruner_password"] and len(variables["mail_backup_pruner_password"]) < SHORTEST_PASSWORD:
+        found.append(f"mail_backup_pruner_password: must have at least {SHORTEST_PASSWORD} characters, or be empty")
     if not variables["mail_backup_escrow"].strip():
         found.append("mail_backup_escrow: say where the password is kept beside the vault; who loses it has lost every backup")
     lasting = []

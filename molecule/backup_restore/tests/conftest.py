@@ -3,14 +3,47 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
+from dataclasses import dataclass
 
 import clients
 import pytest
+import testinfra
 
 MAILBOXES = ["INBOX", "Archive", "Entw&APw-rfe", "Trash"]
 RESTIC = "set -a; . /etc/letterlock/backup/environment; set +a; RESTIC_PASSWORD_FILE=/etc/letterlock/backup/password restic"
+ON_SERVER = "runuser -u restic-rest-server -- env $(cat /etc/letterlock/prune/{name}.env)"
+
+
+@dataclass
+class Vault:
+    """Where the repository is: on the mail host itself, or on the backup server, to which the mail host only appends."""
+
+    # testinfra's host that has the files.
+    host: object
+    path: str
+    # Of the mail host, on the backup server.
+    name: str = ""
+
+    @property
+    def appends_only(self) -> bool:
+        """Whether the mail host can't remove what it wrote."""
+        return bool(self.name)
+
+    def forget(self, arguments: str = "", *, clock: str = ""):
+        """Forget what is old where that is done, by a moved *clock* where one is given."""
+        fake = f"faketime -f {clock} " if clock else ""
+        if not self.appends_only:
+            return self.host.run(f"{fake}letterlock backup forget {arguments}")
+        server = ON_SERVER.format(name=self.name)
+        return self.host.run(f"{server} {fake}letterlock backup forget --settings /etc/letterlock/prune/{self.name}.json {arguments}")
+
+    def restic(self, arguments: str):
+        """Run restic on the repository where it may remove."""
+        command = f"{RESTIC} {arguments}" if not self.appends_only else f"{ON_SERVER.format(name=self.name)} restic {arguments}"
+        return self.host.run(f"sh -c {shlex.quote(command)}")
 
 
 class Store:
@@ -84,6 +117,16 @@ def described(answer: tuple[bytes, bytes]) -> tuple:
     flags = frozenset(re.search(rb"FLAGS \((.*?)\)", head).group(1).split()) - {b"\\Recent"}
     date = re.search(rb'INTERNALDATE "(.*?)"', head).group(1)
     return uid, sorted(flags), date, size, hashlib.sha256(body).hexdigest()
+
+
+@pytest.fixture
+def vault(host, mail) -> Vault:
+    """Return where the repository is."""
+    if host.file("/srv/backup").exists:
+        return Vault(host, "/srv/backup")
+    config = f"{os.environ['MOLECULE_PROJECT_DIRECTORY']}/.lab/ssh/config_test"
+    name = mail.host["name"]
+    return Vault(testinfra.get_host("ssh://store", ssh_config=config), f"/srv/backups/{name}/mail", name)
 
 
 @pytest.fixture

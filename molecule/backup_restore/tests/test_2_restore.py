@@ -24,7 +24,7 @@ def test_all_is_as_it_was(host, store):
     """UIDVALIDITY, UIDs, flags, keywords, dates, sizes, unique ids of POP3, and every octet; the ledger, too."""
     before = seen(store)
     assert [len(before[USERS[0]][name][1]) for name in ("INBOX", "Archive")] == [5, 3]
-    ledger = host.check_output("cat /var/lib/letterlock/ledger/ledger-*.jsonl | wc -l")
+    ledger = host.check_output("cat /var/lib/letterlock/ledger/ledger-*.jsonl")
     store.backup()
     store.lose()
     assert store.seen(USERS[0])["INBOX"][1] == []
@@ -33,7 +33,7 @@ def test_all_is_as_it_was(host, store):
     assert "0 differences" in restored.stdout, restored
     for user in USERS:
         assert store.seen(user) == before[user]
-    assert host.check_output("cat /var/lib/letterlock/ledger/ledger-*.jsonl | wc -l") == ledger
+    assert host.check_output("cat /var/lib/letterlock/ledger/ledger-*.jsonl").startswith(ledger)
     assert store.letterlock("ledger verify").rc == 0
     assert not host.file(f"{store.root}/.letterlock-restore").exists
     # The restored host goes on: mail comes in, and backups go to the same repository.
@@ -147,7 +147,7 @@ def test_a_disk_that_is_full(host, store):
     assert {user: store.seen(user) for user in USERS} == before
 
 
-def test_a_manifest_without_its_data(host, store):
+def test_a_manifest_without_its_data(host, store, vault):
     """A snapshot that promises what it does not hold is found out."""
     name = host.check_output("hostname")
     store.backup()
@@ -158,7 +158,7 @@ def test_a_manifest_without_its_data(host, store):
     found = store.letterlock(f"backup restore --snapshot {last} {USERS[2]}")
     assert found.rc == 1, found
     assert f"DIFFERS {USERS[2]}: missing: the mailbox" in found.stdout, found
-    assert store.restic(f"forget {last}").rc == 0
+    assert vault.restic(f"forget {last}").rc == 0
     host.check_output(f"rm -rf {store.root}/example.test/grace")
     assert store.letterlock(f"backup restore {USERS[2]}").rc == 0
 
@@ -267,12 +267,12 @@ def test_a_backup_of_a_mailbox_that_never_rests(host, mail, store):
     assert {f"bob-{number}" for number in range(6) if number != 3} <= there
 
 
-def test_a_role_that_is_switched_off_leaves_nothing_behind(host, mail, site):
+def test_a_role_that_is_switched_off_leaves_nothing_behind(host, mail, site, vault):
     """No unit and no secret; the repository stays."""
     site.converge(mail_backup_repository="")
     assert not host.check_output("find /etc/systemd/system -name 'letterlock-backup*'")
     assert not host.check_output("find /etc/letterlock/backup -type f")
-    assert host.file("/srv/backup/config").exists
+    assert vault.host.file(f"{vault.path}/config").exists
     assert site.converge(mail_backup_repository="").changed(mail.host["name"]) == 0
     site.converge()
     assert site.converge().changed(mail.host["name"]) == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import json
 import os
 import shutil
@@ -27,7 +28,7 @@ from letterlock.batches import chunks
 from letterlock.doveadm import ACCOUNTS_AT_ONCE, Doveadm, Failed
 from letterlock.durations import parse_duration, show_duration
 from letterlock.ledger import write_durably
-from letterlock.restic import INCOMPLETE, TAG, Fault, Restic
+from letterlock.restic import INCOMPLETE, PRUNER_PASSWORD_FILE, TAG, Fault, Restic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -156,8 +157,19 @@ class Backup:
                 "first (letterlock backup restore), or go on without it (letterlock backup run --adopt)"
             )
         write_state(repository=identity)
+        self.let_pruner_in()
         # Locks of processes that are dead, and no others.
         self.restic.run("unlock")
+
+    def let_pruner_in(self) -> None:
+        """Add the password of the host that prunes to the repository, once."""
+        if not PRUNER_PASSWORD_FILE.is_file():
+            return
+        digest = hashlib.sha256(PRUNER_PASSWORD_FILE.read_bytes()).hexdigest()
+        if read_state().get("pruner") != digest:
+            self.restic.run("key", "add", "--new-password-file", str(PRUNER_PASSWORD_FILE))
+            write_state(pruner=digest)
+            self.say("gave the host that prunes a key of its own")
 
     # ---- what changes in place
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from letterlock import backup, locks, metrics, policies, restore
@@ -29,7 +30,11 @@ def say(text: str) -> None:
 def write_metrics(settings: backup.Settings, **news: float) -> None:
     """Write the textfile, with *news*."""
     figures = {**backup.read_state().get("figures", {}), **news}
-    backup.write_state(figures=figures)
+    # A backup server prunes for several hosts, and each has a textfile of its own there.
+    if settings.raw.get("elsewhere"):
+        figures = news
+    else:
+        backup.write_state(figures=figures)
     metrics.write(settings.metrics_file, figures, metrics.BACKUP_METRICS, "backup")
 
 
@@ -91,7 +96,10 @@ def record(entries: list[dict], now: float) -> None:
 def forget(arguments: argparse.Namespace) -> int:
     """Forget what is old."""
     with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS):
-        forget_due(backup.read_settings(), time.time(), dry_run=arguments.dry_run)
+        settings = backup.read_settings(arguments.settings)
+        if not settings.raw["prunes"] and not arguments.dry_run:
+            raise backup.Refused(f"{settings.raw['pruned_by']} forgets the backups of this host, as mail_backup_pruned_by says")
+        forget_due(settings, time.time(), dry_run=arguments.dry_run)
     return 0
 
 
@@ -149,9 +157,9 @@ def add_to(area: argparse._SubParsersAction, command: Callable) -> None:
     )
     command(area, "list", show, "List the snapshots of this host.")
     command(area, "check", check, "Let restic read a share of the repository's data.")
-    command(area, "forget", forget, "Forget the snapshots whose time has passed, and prune.").add_argument(
-        "--dry-run", action="store_true", help="say which would go, and change nothing"
-    )
+    old = command(area, "forget", forget, "Forget the snapshots whose time has passed, and prune.")
+    old.add_argument("--dry-run", action="store_true", help="say which would go, and change nothing")
+    old.add_argument("--settings", type=Path, default=backup.FILE, help="on a backup server: what to do for which host")
     bring = command(area, "restore", bring_back, "Bring mail back from a snapshot, into place or beside it, and compare it.")
     bring.add_argument("account", nargs="*", help="accounts; all of the snapshot if none is named")
     bring.add_argument("--snapshot", default="latest", help="latest, an identity, or a day or moment up to which it was made")

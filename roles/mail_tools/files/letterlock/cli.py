@@ -256,7 +256,7 @@ def copies_in_backups(now: float) -> str:
         return "the kit makes none of this host; delete what your own backup has"
     # The next backup after that day forgets what is older.
     until = time.strftime("%Y-%m-%d", time.gmtime(now + kept.keep_seconds + DAY))
-    by = "" if kept.raw["prunes"] else ", if the backup host prunes as mail_backup_keep_for says"
+    by = "" if kept.raw["prunes"] else f", which {kept.raw['pruned_by']} sees to"
     return f"in snapshots until {until}{by}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import tempfile
 import threading
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PASSWORD_FILE = Path("/etc/letterlock/backup/password")
+PRUNER_PASSWORD_FILE = Path("/etc/letterlock/backup/pruner_password")
 ENVIRONMENT_FILE = Path("/etc/letterlock/backup/environment")
 CACHE = "/var/cache/letterlock/restic"
 TAG = "letterlock"
 # What a network fault is given: tries, and seconds between them.
 TRIES, PAUSE_SECONDS = 3, 20
+# What the first command of a run is given to reach the repository.
+REACH_SECONDS = 30
 # restic backup: a snapshot was made, but some files could not be read.
 INCOMPLETE = 3
 # What restic says -> what it means, and what to do. 0.14 has no exit codes for them.
@@ -36,6 +40,8 @@ MEANINGS = {
     "Not enough Storage": "the repository's disk is full",
     "connection refused": "the repository can't be reached",
     "no such host": "the repository can't be reached",
+    "certificate signed by unknown authority": "mail_backup_ca_file does not know the CA of the repository's server",
+    "401 Unauthorized": "the repository's server does not know the user and password in mail_backup_repository",
     "i/o timeout": "the repository can't be reached",
 }
 DAMAGE_SHOWN = 5
@@ -67,13 +73,13 @@ class Restic:
     """One repository."""
 
     def __init__(self, say: Callable[[str], None] = print) -> None:
-        """Read how it is reached; *say* gets a line when a try failed."""
-        lines = ENVIRONMENT_FILE.read_text(encoding="utf-8").splitlines()
-        given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-        self.environment = {
-            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root", **given,
-            "RESTIC_PASSWORD_FILE": str(PASSWORD_FILE), "RESTIC_CACHE_DIR": CACHE,
-        }
+        """Read how it is reached; *say* gets a line when a try failed. A unit of a backup server's gives it as its environment."""
+        given = {name: value for name, value in os.environ.items() if name.startswith("RESTIC_")}
+        if "RESTIC_PASSWORD" not in given:
+            lines = ENVIRONMENT_FILE.read_text(encoding="utf-8").splitlines()
+            given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+            given["RESTIC_PASSWORD_FILE"] = str(PASSWORD_FILE)
+        self.environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root", **given, "RESTIC_CACHE_DIR": CACHE}
         self.say = say
 
     def messages(self, *arguments: str, accept: tuple[int, ...] = (0,)) -> Iterator[dict]:
@@ -90,15 +96,23 @@ class Restic:
                 errors.seek(0)
                 raise Fault(meaning(errors.read().decode(errors="replace"), code))
 
-    def run(self, *arguments: str) -> str:
-        """Return the standard output of one command; try again after a fault that may pass, then raise Fault."""
+    def run(self, *arguments: str, seconds: float | None = None) -> str:
+        """Return the standard output of one command; try again after a fault that may pass, then raise Fault.
+
+        After so many *seconds* a try has failed: by itself restic tries to reach a repository for a quarter of an hour.
+        """
         for left in reversed(range(TRIES)):
-            done = subprocess.run(
-                ["restic", *arguments], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-            )
-            if done.returncode == 0:
-                break
-            fault = meaning(f"{done.stdout}\n{done.stderr}", done.returncode)
+            try:
+                done = subprocess.run(
+                    ["restic", *arguments], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+                    timeout=seconds,
+                )
+            except subprocess.TimeoutExpired as late:
+                fault = meaning((late.stderr or b"").decode(errors="replace") + "\nno answer: i/o timeout", 1)
+            else:
+                if done.returncode == 0:
+                    break
+                fault = meaning(f"{done.stdout}\n{done.stderr}", done.returncode)
             if not left or fault.startswith(FINAL):
                 raise Fault(fault)
             self.say(f"tried again in {PAUSE_SECONDS} s: {fault}")
@@ -130,7 +144,7 @@ class Restic:
     def identity(self) -> str | None:
         """Return the repository's identity, or None when there is none yet."""
         try:
-            return json.loads(self.run("cat", "config"))["id"]
+            return json.loads(self.run("cat", "config", seconds=REACH_SECONDS))["id"]
         except Fault as fault:
             if str(fault).startswith("there is no repository"):
                 return None

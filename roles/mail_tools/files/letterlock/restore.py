@@ -107,9 +107,9 @@ class Mail:
         """How many messages there are."""
         return sum(map(len, self.messages.values()))
 
-    def everywhere(self) -> set[str]:
-        """Return the GUIDs of all messages, in whatever mailbox."""
-        return {guid for messages in self.messages.values() for guid in messages}
+    def everywhere(self) -> Counter:
+        """Return {message GUID: in how many mailboxes it is}."""
+        return Counter(guid for messages in self.messages.values() for guid in messages)
 
 
 class Restore:
@@ -284,15 +284,18 @@ class Restore:
         now = self.mail_of(account)
         self.outcome.added[account] = 0
         lacking: dict[str, dict[str, list]] = {}
-        for box in wanted["mailboxes"]:
-            if wish.mailboxes and box["name"] not in wish.mailboxes:
-                continue
-            # A message that its user moved is not lost. What is asked for by name belongs where it was.
-            there = set(now.messages.get(wish.target(box["name"]), {})) if wish.selective else now.everywhere()
-            lacks = {message[1]: message for message in box["messages"] if message[1] not in there}
+        boxes = [box for box in wanted["mailboxes"] if not wish.mailboxes or box["name"] in wish.mailboxes]
+        lost = Counter(message[1] for box in boxes for message in box["messages"])
+        # A message that its user moved is not lost. What is asked for by name belongs where it was.
+        lost.subtract({} if wish.selective else now.everywhere())
+        for box in boxes:
+            target = wish.target(box["name"])
+            there = now.messages.get(target, {})
+            lacks = {message[1]: message for message in box["messages"] if message[1] not in there and lost[message[1]] > 0}
+            lost.subtract(lacks.keys())
             if not lacks:
                 continue
-            lacking[wish.target(box["name"])] = lacks
+            lacking[target] = lacks
             if dry_run:
                 self.outcome.added[account] += len(lacks)
                 continue
@@ -385,7 +388,7 @@ class Restore:
                 if len(found) > SHOWN:
                     self.outcome.differences.append(f"{account}: and {len(found) - SHOWN} more")
                 self.outcome.messages += sum(len(box["messages"]) for box in now["mailboxes"])
-        if manifests and not self.outcome.messages and any(box["messages"] for each in manifests for box in each["mailboxes"]):
+        if manifests and not self.outcome.messages and not self.outcome.differences and any(box["messages"] for each in manifests for box in each["mailboxes"]):
             raise Fault("nothing was compared")
 
 
