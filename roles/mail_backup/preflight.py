@@ -11,6 +11,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "mail_tools" / "fil
 from letterlock import durations, policies  # found on the path that the line above adds
 
 SHORTEST_PASSWORD = 16
+# What ends up in a line of a unit or of an environment.
+LINES = (
+    "mail_backup_repository", "mail_backup_password", "mail_backup_pruner_password", "mail_backup_schedule",
+    "mail_backup_check_schedule", "mail_backup_randomized_delay", "mail_backup_metrics_file",
+)
 REPOSITORY = re.compile(r"/.*|(sftp|rest|s3|b2|azure|gs|swift|rclone):.+")
 
 
@@ -18,8 +23,7 @@ def text_faults(variables: dict) -> list[str]:
     """Return what can't stand in a unit or in the environment."""
     found = [
         f"{name}: control characters can't stand there"
-        for name in ("mail_backup_repository", "mail_backup_password", "mail_backup_pruner_password", "mail_backup_schedule", "mail_backup_check_schedule",
-                     "mail_backup_randomized_delay", "mail_backup_metrics_file")
+        for name in LINES
         if re.search(r"[\x00-\x1f\x7f]", variables[name])
     ]
     for name, value in variables["mail_backup_environment"].items():
@@ -27,6 +31,20 @@ def text_faults(variables: dict) -> list[str]:
             found.append(f"mail_backup_environment: {name}: not the name of an environment variable, or a value with control characters")
         if name in ("RESTIC_PASSWORD", "RESTIC_PASSWORD_FILE", "RESTIC_PASSWORD_COMMAND", "RESTIC_REPOSITORY", "RESTIC_REPOSITORY_FILE"):
             found.append(f"mail_backup_environment: {name}: set by mail_backup_password and mail_backup_repository")
+    return found
+
+
+def password_faults(variables: dict) -> list[str]:
+    """Return what is wrong with the repository's passwords."""
+    found = []
+    if len(variables["mail_backup_password"]) < SHORTEST_PASSWORD:
+        found.append(
+            f"mail_backup_password: must have at least {SHORTEST_PASSWORD} characters; it is all that keeps a stolen repository shut"
+        )
+    if 0 < len(variables["mail_backup_pruner_password"]) < SHORTEST_PASSWORD:
+        found.append(f"mail_backup_pruner_password: must have at least {SHORTEST_PASSWORD} characters, or be empty")
+    if not variables["mail_backup_escrow"].strip():
+        found.append("mail_backup_escrow: say where the password is kept beside the vault; who loses it has lost every backup")
     return found
 
 
@@ -58,14 +76,7 @@ def faults(variables: dict, _host: dict) -> list[str]:
     if not REPOSITORY.fullmatch(repository):
         kind = repository.split(":")[0]
         found.append(f"mail_backup_repository: {kind!r} is neither an absolute path nor a kind of repository that restic knows")
-    if len(variables["mail_backup_password"]) < SHORTEST_PASSWORD:
-        found.append(
-            f"mail_backup_password: must have at least {SHORTEST_PASSWORD} characters; it is all that keeps a stolen repository shut"
-        )
-    if variables["mail_backup_pruner_password"] and len(variables["mail_backup_pruner_password"]) < SHORTEST_PASSWORD:
-        found.append(f"mail_backup_pruner_password: must have at least {SHORTEST_PASSWORD} characters, or be empty")
-    if not variables["mail_backup_escrow"].strip():
-        found.append("mail_backup_escrow: say where the password is kept beside the vault; who loses it has lost every backup")
+    found += password_faults(variables)
     lasting = []
     for name in ("mail_backup_keep_for", "mail_backup_gone_after"):
         try:

@@ -14,8 +14,8 @@ from cryptography.exceptions import InvalidSignature
 
 
 def key_path_in(config: str | None) -> str | None:
-    """Return the key that a live dovecot.conf names, in either dialect."""
-    found = re.search(r"^ssl_(?:server_)?key(?:_file)? = <?(\S+)$", config or "", re.MULTILINE)
+    """Return the key that a live dovecot.conf names, in either dialect, or the settings of a backup server."""
+    found = re.search(r"^(?:ssl_(?:server_)?key(?:_file)? = <?|TLS_KEY=)(\S+)$", config or "", re.MULTILINE)
     return found.group(1) if found else None
 
 

@@ -8,6 +8,7 @@ from roles_loader import load
 preflight = load("mail_backup/preflight.py")
 GOOD = {
     "mail_backup_repository": "rest:https://backup.example.org/host", "mail_backup_password": "x" * 24, "mail_backup_escrow": "the safe",
+    "mail_backup_pruner_password": "",
     "mail_backup_environment": {"RESTIC_REST_USERNAME": "host"}, "mail_backup_schedule": "daily", "mail_backup_check_schedule": "weekly",
     "mail_backup_randomized_delay": "1h", "mail_backup_metrics_file": "/var/lib/x.prom", "mail_backup_keep_for": "30d",
     "mail_backup_gone_after": "", "mail_backup_check_percent": 10, "mail_backup_upload_limit": 0, "dovecot_mailboxes": {},
@@ -17,6 +18,7 @@ GOOD = {
 }
 REFUSED = {
     "a password that is guessed": ({"mail_backup_password": "secret"}, "mail_backup_password: must have at least 16"),
+    "a pruner's password that is guessed": ({"mail_backup_pruner_password": "secret"}, "mail_backup_pruner_password: must have"),
     "no escrow": ({"mail_backup_escrow": " "}, "mail_backup_escrow: say where"),
     "a relative path": ({"mail_backup_repository": "backup/host"}, "is neither an absolute path nor"),
     "a line break": ({"mail_backup_environment": {"AWS_KEY": "a\nB=c"}}, "mail_backup_environment: AWS_KEY"),

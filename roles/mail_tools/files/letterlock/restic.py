@@ -79,7 +79,8 @@ class Restic:
             lines = ENVIRONMENT_FILE.read_text(encoding="utf-8").splitlines()
             given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
             given["RESTIC_PASSWORD_FILE"] = str(PASSWORD_FILE)
-        self.environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root", **given, "RESTIC_CACHE_DIR": CACHE}
+        base = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
+        self.environment = {**base, **given, "RESTIC_CACHE_DIR": CACHE}
         self.say = say
 
     def messages(self, *arguments: str, accept: tuple[int, ...] = (0,)) -> Iterator[dict]:

@@ -388,7 +388,8 @@ class Restore:
                 if len(found) > SHOWN:
                     self.outcome.differences.append(f"{account}: and {len(found) - SHOWN} more")
                 self.outcome.messages += sum(len(box["messages"]) for box in now["mailboxes"])
-        if manifests and not self.outcome.messages and not self.outcome.differences and any(box["messages"] for each in manifests for box in each["mailboxes"]):
+        promised = any(box["messages"] for each in manifests for box in each["mailboxes"])
+        if promised and not self.outcome.messages and not self.outcome.differences:
             raise Fault("nothing was compared")
 
 
