@@ -18,6 +18,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "molecule" / "shared" / "lab"))
 
 import clients  # noqa: E402  # found only on the path that the line above adds
+from store import Store  # noqa: E402  # so is this
 
 ACCESS_FILE = PROJECT / ".lab" / "access_test.json"
 PLAYBOOK_SECONDS = 600
@@ -64,6 +65,12 @@ def mail(host, access: dict) -> Mail:
     name = host.backend.get_pytest_id().removeprefix("ssh://")
     facts = next(facts for facts in access["hosts"] if facts["name"] == name)
     return Mail(facts, access["ca_file"], {account["user"]: account["password"] for account in access["accounts"]})
+
+
+@pytest.fixture
+def store(host, mail, declared) -> Store:
+    """Return the mail of testinfra's `host`, as its users see it, and the operator's commands."""
+    return Store(host, mail, declared)
 
 
 @dataclass

@@ -26,7 +26,7 @@ SHELL_SCRIPTS = [".ci/run", "molecule/shared/lab/podman", "molecule/shared/lab/i
 # The quick ones first, so that a plain mistake is known early.
 SCENARIOS = [
     "refused", "default", "imap_only", "pop3_only", "flipped", "changes", "rollback", "durability", "retention", "retention_maildir",
-    "backup_restore", "backup_restore_maildir",
+    "backup_restore", "backup_restore_maildir", "drill",
 ]
 LINTERS = {
     "yamllint": ["yamllint", "--strict", "."],

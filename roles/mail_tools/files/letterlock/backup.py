@@ -116,12 +116,14 @@ class Backup:
 
     def execute(self, *, adopt: bool = False) -> Outcome:
         """Do all of it; raise Fault or Refused when there is no snapshot to rely on."""
+        if self.settings.raw["drill"]:
+            raise Refused("this is a scratch host (mail_backup_drill), of which nothing is backed up")
         self.open_repository(adopt=adopt)
         STAGE.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile("w+", dir=HOME) as spool:
             self.stage(spool)
             for left in reversed(range(LOOKS)):
-                self.outcome.snapshot = self.snapshot()
+                self.outcome.snapshot = self.restic.patiently(self.snapshot)
                 missing = list(self.not_in_snapshot(spool))
                 passed_over = self.on_disk(missing)
                 if not passed_over:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shlex
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from letterlock import backup, locks, metrics, policies, restore
+from letterlock import backup, drill, locks, metrics, policies, restore
 from letterlock.durations import show_duration
 from letterlock.ledger import Ledger
 from letterlock.restic import Restic
@@ -150,6 +152,30 @@ def bring_back(arguments: argparse.Namespace) -> int:
     return int(bool(outcome.differences))
 
 
+def exercise(arguments: argparse.Namespace) -> int:
+    """Restore a host's backup here, read every message back, print the report as JSON, and remove it."""
+    settings = backup.read_settings()
+    # Standard output is the report's alone.
+    def progress(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS), locks.only_one(locks.RETENTION):
+        begun = arguments.begun or time.time()
+        report = drill.Drill(settings, arguments.host, arguments.percent, begun, progress).execute(arguments.snapshot)
+    print(json.dumps({**dataclasses.asdict(report), "proven": report.proven}, indent=2))
+    return int(not report.proven)
+
+
+def note_drill(arguments: argparse.Namespace) -> int:
+    """Write down, on the host whose backup it was, that a drill proved it."""
+    settings = backup.read_settings()
+    write_metrics(
+        settings, last_drill_timestamp_seconds=int(arguments.ended), drill_rto_seconds=round(arguments.rto, 1),
+        drill_messages=arguments.messages,
+    )
+    return 0
+
+
 def add_to(area: argparse._SubParsersAction, command: Callable) -> None:
     """Add the commands to the command line."""
     command(area, "run", run, "Back up, and forget what is old.").add_argument(
@@ -170,3 +196,12 @@ def add_to(area: argparse._SubParsersAction, command: Callable) -> None:
     where.add_argument("--into", default="", metavar="MAILBOX", help="put it below this mailbox")
     where.add_argument("--beside", action="store_true", help="put it below Restored/ and the day of the snapshot")
     bring.add_argument("--dry-run", action="store_true", help="say what would come back, and change nothing")
+    test = command(area, "drill", exercise, "On a scratch host: restore a host's backup, read it back over IMAPS and POP3S, remove it.")
+    test.add_argument("--host", required=True, help="the host whose backup it is")
+    test.add_argument("--snapshot", default="latest", help="latest, an identity, or a day or moment up to which it was made")
+    test.add_argument("--percent", type=int, default=100, help="how many of each mailbox's messages are read in full (100)")
+    test.add_argument("--begun", type=float, help="when the drill began, in seconds since the epoch, if before this command")
+    note = command(area, "note-drill", note_drill, "On the host whose backup it was: note for the metrics that a drill proved it.")
+    note.add_argument("--ended", type=float, required=True, help="when, in seconds since the epoch")
+    note.add_argument("--rto", type=float, required=True, help="how long it took until all mail was back, in seconds")
+    note.add_argument("--messages", type=int, required=True, help="how many messages were read back")

@@ -34,6 +34,9 @@ BACKUP_METRICS = {
     "oldest_snapshot_timestamp_seconds": ("gauge", "When the oldest snapshot was made"),
     "failures": ("gauge", "Accounts of which the last backup has no manifest or no indexes"),
     "last_check_timestamp_seconds": ("gauge", "When the repository was last found whole"),
+    "last_drill_timestamp_seconds": ("gauge", "When a drill last proved a restore"),
+    "drill_rto_seconds": ("gauge", "How long that drill took until all mail was back"),
+    "drill_messages": ("gauge", "Messages that it read back"),
 }
 
 

@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import TypeVar
+
+    Result = TypeVar("Result")
 
 PASSWORD_FILE = Path("/etc/letterlock/backup/password")
 PRUNER_PASSWORD_FILE = Path("/etc/letterlock/backup/pruner_password")
@@ -32,17 +35,20 @@ REACH_SECONDS = 30
 INCOMPLETE = 3
 # What restic says -> what it means, and what to do. 0.14 has no exit codes for them.
 MEANINGS = {
+    # First, because a repository that is out of reach is "not there" to restic, too.
+    "connection refused": "the repository can't be reached",
+    "connection reset": "the repository can't be reached",
+    "no such host": "the repository can't be reached",
+    "no route to host": "the repository can't be reached",
+    "i/o timeout": "the repository can't be reached",
+    "certificate signed by unknown authority": "mail_backup_ca_file does not know the CA of the repository's server",
+    "401 Unauthorized": "the repository's server does not know the user and password in mail_backup_repository",
     "wrong password or no key found": "mail_backup_password does not open this repository",
     "Is there a repository at the following location": "there is no repository at mail_backup_repository",
     "repository is already locked": "another restic holds the repository's lock",
     "repository contains errors": "the repository is damaged",
     "no space left on device": "a disk is full: the repository's, or on a restore this host's",
     "Not enough Storage": "the repository's disk is full",
-    "connection refused": "the repository can't be reached",
-    "no such host": "the repository can't be reached",
-    "certificate signed by unknown authority": "mail_backup_ca_file does not know the CA of the repository's server",
-    "401 Unauthorized": "the repository's server does not know the user and password in mail_backup_repository",
-    "i/o timeout": "the repository can't be reached",
 }
 DAMAGE_SHOWN = 5
 DAMAGE_SECONDS = 10
@@ -97,27 +103,36 @@ class Restic:
                 errors.seek(0)
                 raise Fault(meaning(errors.read().decode(errors="replace"), code))
 
+    def patiently(self, work: Callable[[], Result]) -> Result:
+        """Return what *work* does; let it try again after a fault that may pass, then raise Fault."""
+        for left in reversed(range(TRIES)):
+            try:
+                return work()
+            except Fault as fault:
+                if not left or str(fault).startswith(FINAL):
+                    raise
+                self.say(f"tries again in {PAUSE_SECONDS} s: {fault}")
+                time.sleep(PAUSE_SECONDS)
+        raise AssertionError
+
     def run(self, *arguments: str, seconds: float | None = None) -> str:
         """Return the standard output of one command; try again after a fault that may pass, then raise Fault.
 
         After so many *seconds* a try has failed: by itself restic tries to reach a repository for a quarter of an hour.
         """
-        for left in reversed(range(TRIES)):
-            try:
-                done = subprocess.run(
-                    ["restic", *arguments], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-                    timeout=seconds,
-                )
-            except subprocess.TimeoutExpired as late:
-                fault = meaning((late.stderr or b"").decode(errors="replace") + "\nno answer: i/o timeout", 1)
-            else:
-                if done.returncode == 0:
-                    break
-                fault = meaning(f"{done.stdout}\n{done.stderr}", done.returncode)
-            if not left or fault.startswith(FINAL):
-                raise Fault(fault)
-            self.say(f"tried again in {PAUSE_SECONDS} s: {fault}")
-            time.sleep(PAUSE_SECONDS)
+        return self.patiently(lambda: self.run_once(*arguments, seconds=seconds))
+
+    def run_once(self, *arguments: str, seconds: float | None) -> str:
+        """Return the standard output of one command, tried once; raise Fault."""
+        try:
+            done = subprocess.run(
+                ["restic", *arguments], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+                timeout=seconds,
+            )
+        except subprocess.TimeoutExpired as late:
+            raise Fault(meaning((late.stderr or b"").decode(errors="replace") + "\nno answer: i/o timeout", 1)) from None
+        if done.returncode:
+            raise Fault(meaning(f"{done.stdout}\n{done.stderr}", done.returncode))
         return done.stdout
 
     def check(self, *arguments: str) -> None:

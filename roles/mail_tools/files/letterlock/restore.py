@@ -130,8 +130,11 @@ class Restore:
         self.store = STORES[settings.raw["about"]["format"]]
         self.outcome = Outcome()
 
-    def execute(self, wish: Wish, *, dry_run: bool = False) -> Outcome:
-        """Bring back what is wished for, or only say what that would be; raise Fault or Refused."""
+    def execute(self, wish: Wish, *, dry_run: bool = False, after: Callable[[list[dict], Counter], None] | None = None) -> Outcome:
+        """Bring back what is wished for, or only say what that would be; raise Fault or Refused.
+
+        *after* is given the manifests, and {account: messages expunged while the backup was made}, when all is in place.
+        """
         self.insist_on_accounts(wish.accounts)
         self.make_scratch()
         try:
@@ -149,6 +152,8 @@ class Restore:
         for each in wanted:
             self.bring_back(each, wish, gone[each["account"]], dry_run=dry_run)
         self.compare([each for each in wanted if each["account"] in self.outcome.restored and not dry_run], gone)
+        if after:
+            after(wanted, gone)
         shutil.rmtree(self.scratches)
         return self.outcome
 
