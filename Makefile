@@ -17,7 +17,7 @@ export LC_ALL := C.UTF-8
 
 HOST ?= deb12
 
-.PHONY: help up down ssh test lint unit bench docs lock clean requirements
+.PHONY: help up down ssh test lint unit drill bench docs lock clean requirements
 
 help: ## Say what each target does
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -51,6 +51,10 @@ lint: requirements ## Run the linters only
 
 unit: requirements ## Run the unit tests only
 	@python molecule/shared/lab/suite.py --only unit
+
+drill: requirements ## Back hosts up, restore them to fresh ones, read every message back; INVENTORY=... drills your own
+	@if [ -n "$(INVENTORY)" ]; then ansible-playbook --inventory=$(INVENTORY) playbooks/restore_drill.yml
+	else python molecule/shared/lab/suite.py --only drill; fi
 
 bench: requirements ## Measure speed and served load; writes .lab/bench.json
 	@python molecule/shared/lab/bench.py

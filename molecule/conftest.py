@@ -96,19 +96,19 @@ class Site:
             f"--inventory={PROJECT}/molecule/shared/inventory", f"--inventory={scenario}/inventory", f"--limit={name}",
         ]
 
-    def start(self, *arguments: str, **variables: object) -> subprocess.Popen:
+    def start(self, *arguments: str, playbook: str = "playbooks/site.yml", **variables: object) -> subprocess.Popen:
         """Start a run with extra *variables* and return its process."""
         # molecule asks its children for colour wherever TERM knows it, and that request is stronger than NO_COLOR.
         environment = {**os.environ, "ANSIBLE_CONFIG": f"{PROJECT}/ansible.cfg", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}
         extra = ["--extra-vars", json.dumps(variables)] if variables else []
         return subprocess.Popen(
-            [*self.command, *extra, *arguments, f"{PROJECT}/playbooks/site.yml"], env=environment, cwd=PROJECT, text=True,
+            [*self.command, *extra, *arguments, f"{PROJECT}/{playbook}"], env=environment, cwd=PROJECT, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
 
-    def run(self, *arguments: str, **variables: object) -> Run:
-        """Run to the end."""
-        process = self.start(*arguments, **variables)
+    def run(self, *arguments: str, playbook: str = "playbooks/site.yml", **variables: object) -> Run:
+        """Run to the end. A later --limit among the *arguments* takes the place of the host under test."""
+        process = self.start(*arguments, playbook=playbook, **variables)
         output, _ = process.communicate(timeout=PLAYBOOK_SECONDS)
         return Run(process.returncode, output)
 

@@ -1,0 +1,138 @@
+"""A host is lost, and brought back from repository, password and inventory alone. Clients that had its mail notice nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import testinfra
+
+USERS = ["ada@letterlock.test", "bob@letterlock.test", "grace@example.test"]
+PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
+CONFIG = PROJECT / ".lab" / "ssh" / "config_test"
+MBSYNC = """
+IMAPAccount lab
+Host {server}
+User {user}
+Pass {password}
+{tls} IMAPS
+CertificateFile {work}/ca.pem
+
+IMAPStore far
+Account lab
+
+MaildirStore near
+Path {work}/mail/
+Inbox {work}/mail/INBOX
+SubFolders Verbatim
+
+Channel lab
+Far :far:
+Near :near:
+Patterns INBOX Archive
+Create Near
+Sync All
+SyncState *
+"""
+FETCHMAIL = """
+poll {server} protocol POP3 port 995 user "{user}" password "{password}" ssl sslcertck sslcertfile {work}/ca.pem
+  keep uidl mda "cat >>{work}/fetched"
+"""
+
+
+class Client:
+    """mbsync and fetchmail on a host that is not lost, with the mail of one account."""
+
+    def __init__(self, mail) -> None:
+        """Set both up."""
+        self.host = testinfra.get_host("ssh://store", ssh_config=str(CONFIG))
+        name, user = mail.host["name"], USERS[0]
+        self.work = f"/root/{name}"
+        values = {"server": f"{name}.letterlock.test", "user": user, "password": mail.accounts[user], "work": self.work, "tls": "TLSType"}
+        self.host.check_output(f"mkdir -p {self.work}/mail")
+        for file, text in (
+            ("ca.pem", Path(mail.ca_file).read_text()), ("mbsyncrc", MBSYNC.format(**values)), ("fetchmailrc", FETCHMAIL.format(**values)),
+        ):
+            self.host.check_output(f"printf %s {shlex.quote(text)} >{self.work}/{file} && chmod 600 {self.work}/{file}")
+
+    def sync(self) -> str:
+        """Let mbsync bring both sides together; return what it says it did."""
+        done = self.host.run(f"mbsync --config {self.work}/mbsyncrc --all")
+        assert done.rc == 0, done
+        return done.stdout
+
+    def held(self) -> str:
+        """Return the messages that mbsync holds: names, which have the flags, and hashes."""
+        return self.host.check_output(f"cd {self.work}/mail && find . -path '*/cur/*' -o -path '*/new/*' | sort | xargs sha256sum")
+
+    def fetch(self) -> int:
+        """Let fetchmail get what it has not seen; return how many messages that were."""
+        done = self.host.run(f"cd {self.work} && fetchmail --fetchmailrc fetchmailrc --idfile ids --pidfile pid --verbose")
+        # 1: there was nothing new.
+        assert done.rc in (0, 1), done
+        return len(re.findall(r"^reading message", done.stdout, re.MULTILINE))
+
+
+def playbook(name: str, limit: str) -> None:
+    """Run a playbook of the lab for the hosts in *limit*."""
+    scenario = os.environ["MOLECULE_SCENARIO_DIRECTORY"]
+    command = [
+        "ansible-playbook", f"--inventory={PROJECT}/inventories/lab", f"--inventory={PROJECT}/molecule/shared/inventory",
+        f"--inventory={scenario}/inventory", f"--limit={limit}", f"{PROJECT}/molecule/{name}",
+    ]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def client(mail) -> Client:
+    """Return the clients."""
+    return Client(mail)
+
+
+def test_a_host_is_lost_and_comes_back(host, mail, store, site, client):
+    """From a bare machine; no message is downloaded twice, none is lost, no flag either, and backups go on."""
+    for user in USERS:
+        # Reading by POP3 marks as seen.
+        store.seen(user)
+    client.sync()
+    assert "Near: +0 *0 #0" in client.sync()
+    kept = client.held()
+    assert len(kept.splitlines()) == 8
+    assert client.fetch() == 5
+    assert client.fetch() == 0
+    before = {user: store.seen(user) for user in USERS}
+    store.backup()
+
+    name = mail.host["name"]
+    subprocess.run(["ssh", "-F", CONFIG, "-O", "exit", name], capture_output=True, check=False)
+    podman = PROJECT / "molecule" / "shared" / "lab" / "podman"
+    subprocess.run([podman, "rm", "--force", "--time", "0", "--volumes", f"letterlock-test-{name}"], capture_output=True, check=True)
+    playbook("shared/create.yml", f"localhost,{name}")
+    playbook("drill/prepare.yml", name)
+    assert not host.file("/etc/letterlock").exists
+    run = site.run(playbook="playbooks/restore.yml")
+    assert run.code == 0, run.output
+    assert "0 differences" in run.output, run.output
+
+    assert {user: store.seen(user) for user in USERS} == before
+    said = client.sync()
+    assert "Far: +0 *0 #0" in said, said
+    assert "Near: +0 *0 #0" in said, said
+    assert client.held() == kept
+    assert client.fetch() == 0
+    assert store.letterlock("ledger verify").rc == 0
+    assert "0 failures" in store.backup()
+    assert site.converge().changed(name) == 0
+
+
+def test_a_restore_of_nobody_in_particular_is_refused(site):
+    """Without a limit it would be everybody's."""
+    site.command = [word for word in site.command if not word.startswith("--limit")]
+    run = site.run(playbook="playbooks/restore.yml")
+    assert run.code != 0
+    assert "name the hosts with --limit" in run.output
