@@ -124,16 +124,19 @@ class Restic:
 
     def run_once(self, *arguments: str, seconds: float | None) -> str:
         """Return the standard output of one command, tried once; raise Fault."""
-        try:
-            done = subprocess.run(
-                ["restic", *arguments], env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-                timeout=seconds,
-            )
-        except subprocess.TimeoutExpired as late:
-            raise Fault(meaning((late.stderr or b"").decode(errors="replace") + "\nno answer: i/o timeout", 1)) from None
-        if done.returncode:
-            raise Fault(meaning(f"{done.stdout}\n{done.stderr}", done.returncode))
-        return done.stdout
+        with subprocess.Popen(
+            ["restic", *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process:
+            try:
+                out, errors = process.communicate(timeout=seconds)
+            except subprocess.TimeoutExpired:
+                # Asked to end, it says what it waited for.
+                process.terminate()
+                out, errors = process.communicate()
+                errors += "\nno answer: i/o timeout"
+        if process.returncode:
+            raise Fault(meaning(f"{out}\n{errors}", process.returncode))
+        return out
 
     def check(self, *arguments: str) -> None:
         """Check the repository; raise Fault. When something is known to be damaged, restic need not come to an end.
