@@ -22,7 +22,8 @@ def bound(raw: list[dict], mailboxes: list[dict], keep_for: str) -> str:
     found = policies.gone_everywhere_after(parsed, durations.parse_duration(keep_for))
     if found is None:
         return f"no policy lets mail go: it is kept until a client deletes it, and in backups for {keep_for} after that"
-    return f"mail under a policy is gone from the host and from all backups {durations.show_duration(found[0])} after it was saved ({found[1]})"
+    after = durations.show_duration(found[0])
+    return f"mail under a policy is gone from the host and from all backups {after} after it was saved ({found[1]})"
 
 
 class FilterModule:

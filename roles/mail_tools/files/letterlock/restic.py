@@ -35,14 +35,14 @@ REACH_SECONDS = 30
 INCOMPLETE = 3
 # What restic says -> what it means, and what to do. 0.14 has no exit codes for them.
 MEANINGS = {
+    "certificate signed by unknown authority": "mail_backup_ca_file does not know the CA of the repository's server",
+    "401 Unauthorized": "the repository's server does not know the user and password in mail_backup_repository",
     # First, because a repository that is out of reach is "not there" to restic, too.
     "connection refused": "the repository can't be reached",
     "connection reset": "the repository can't be reached",
     "no such host": "the repository can't be reached",
     "no route to host": "the repository can't be reached",
     "i/o timeout": "the repository can't be reached",
-    "certificate signed by unknown authority": "mail_backup_ca_file does not know the CA of the repository's server",
-    "401 Unauthorized": "the repository's server does not know the user and password in mail_backup_repository",
     "wrong password or no key found": "mail_backup_password does not open this repository",
     "Is there a repository at the following location": "there is no repository at mail_backup_repository",
     "repository is already locked": "another restic holds the repository's lock",
@@ -125,7 +125,8 @@ class Restic:
     def run_once(self, *arguments: str, seconds: float | None) -> str:
         """Return the standard output of one command, tried once; raise Fault."""
         with subprocess.Popen(
-            ["restic", *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            ["restic", *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
         ) as process:
             try:
                 out, errors = process.communicate(timeout=seconds)
