@@ -28,7 +28,7 @@ from letterlock.batches import chunks
 from letterlock.doveadm import ACCOUNTS_AT_ONCE, Doveadm, Failed
 from letterlock.durations import parse_duration, show_duration
 from letterlock.ledger import write_durably
-from letterlock.restic import INCOMPLETE, PRUNER_PASSWORD_FILE, TAG, Fault, Restic
+from letterlock.restic import INCOMPLETE, KEY_HINT_FILE, PRUNER_PASSWORD_FILE, TAG, Fault, Restic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -160,8 +160,6 @@ class Backup:
             )
         write_state(repository=identity)
         self.let_pruner_in()
-        # Locks of processes that are dead, and no others.
-        self.restic.run("unlock")
 
     def let_pruner_in(self) -> None:
         """Add the password of the host that prunes to the repository, once."""
@@ -170,6 +168,9 @@ class Backup:
         digest = hashlib.sha256(PRUNER_PASSWORD_FILE.read_bytes()).hexdigest()
         if read_state().get("pruner") != digest:
             self.restic.run("key", "add", "--new-password-file", str(PRUNER_PASSWORD_FILE))
+            own = next(key["id"] for key in json.loads(self.restic.run("key", "list", "--json")) if key["current"])
+            write_durably(KEY_HINT_FILE, own.encode())
+            self.restic = Restic(self.say)
             write_state(pruner=digest)
             self.say("gave the host that prunes a key of its own")
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PASSWORD_FILE = Path("/etc/letterlock/backup/password")
 PRUNER_PASSWORD_FILE = Path("/etc/letterlock/backup/pruner_password")
+# Which of the repository's keys is this host's: without it restic derives one key after another, half a second each.
+KEY_HINT_FILE = Path("/var/lib/letterlock/backup/key")
 ENVIRONMENT_FILE = Path("/etc/letterlock/backup/environment")
 CACHE = "/var/cache/letterlock/restic"
 TAG = "letterlock"
@@ -33,6 +35,7 @@ TRIES, PAUSE_SECONDS = 3, 20
 REACH_SECONDS = 30
 # restic backup: a snapshot was made, but some files could not be read.
 INCOMPLETE = 3
+LOCKED = "another restic holds the repository's lock"
 # What restic says -> what it means, and what to do. 0.14 has no exit codes for them.
 MEANINGS = {
     "certificate signed by unknown authority": "mail_backup_ca_file does not know the CA of the repository's server",
@@ -45,7 +48,7 @@ MEANINGS = {
     "i/o timeout": "the repository can't be reached",
     "wrong password or no key found": "mail_backup_password does not open this repository",
     "Is there a repository at the following location": "there is no repository at mail_backup_repository",
-    "repository is already locked": "another restic holds the repository's lock",
+    "repository is already locked": LOCKED,
     "repository contains errors": "the repository is damaged",
     "no space left on device": "a disk is full: the repository's, or on a restore this host's",
     "Not enough Storage": "the repository's disk is full",
@@ -85,6 +88,8 @@ class Restic:
             lines = ENVIRONMENT_FILE.read_text(encoding="utf-8").splitlines()
             given = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
             given["RESTIC_PASSWORD_FILE"] = str(PASSWORD_FILE)
+            with contextlib.suppress(FileNotFoundError):
+                given["RESTIC_KEY_HINT"] = KEY_HINT_FILE.read_text(encoding="ascii")
         base = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
         self.environment = {**base, **given, "RESTIC_CACHE_DIR": CACHE}
         self.say = say
@@ -112,6 +117,9 @@ class Restic:
                 if not left or str(fault).startswith(FINAL):
                     raise
                 self.say(f"tries again in {PAUSE_SECONDS} s: {fault}")
+                if str(fault).startswith(LOCKED):
+                    # Removes locks of processes that are dead, and no others.
+                    self.run_once("unlock", seconds=None)
                 time.sleep(PAUSE_SECONDS)
         raise AssertionError
 
