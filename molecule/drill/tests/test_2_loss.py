@@ -39,8 +39,8 @@ Sync All
 SyncState *
 """
 FETCHMAIL = """
-poll {server} protocol POP3 port 995 user "{user}" password "{password}" ssl sslcertck sslcertfile {work}/ca.pem
-  keep uidl mda "cat >>{work}/fetched"
+poll {server} protocol POP3 port 995 uidl
+  user "{user}" password "{password}" ssl sslcertck sslcertfile {work}/ca.pem keep mda "cat >>{work}/fetched"
 """
 
 
