@@ -61,9 +61,8 @@ def test_no_master_credential_is_left(mail):
     """Not on the scratch host, after the drill, nor ever on the mail host."""
     user = f"{USERS[0]}*letterlock-drill"
     host, ca_file, _, password = mail.login(USERS[0])
-    with pytest.raises(clients.imaplib.IMAP4.error, match="AUTHENTICATIONFAILED"):
-        with clients.imap(host, ca_file, user, password):
-            pass
+    with pytest.raises(clients.imaplib.IMAP4.error, match="AUTHENTICATIONFAILED"), clients.imap(host, ca_file, user, password):
+        pass
 
 
 def test_a_host_with_mail_is_no_place_for_a_drill(host, mail, store):

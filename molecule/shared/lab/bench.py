@@ -21,6 +21,7 @@ import sys
 import time
 from pathlib import Path
 
+import bench_backup as bench_of_backup
 import bench_retention as bench_of_retention
 
 PROJECT = Path(__file__).resolve().parents[3]
@@ -34,8 +35,22 @@ LOADS = {"login": "IMAP logins/s", "imap": "IMAP sessions/s", "pop3": "POP3 sess
 PASSWORD = "bench"
 # dovecot_performance -> what it should reach against Debian's own configuration.
 AIMS = {"secure": "login >= 1.2", "balanced": "", "fast": "login >= 5"}
+# What is measured, its name among the results, that of what it is compared with, and the aim.
+AGAINST = {
+    "retention": (
+        ("retention, a tenth goes", "kit", "bare", "<= 1.3"),
+        ("retention, nothing goes, all changed", "kit_nothing", "bare_nothing", "<= 1.1"),
+        ("retention, nothing goes or changed", "kit_quiet", "bare_nothing", "<= 1.1"),
+    ),
+    "backup": (
+        ("backup, full", "full", "full_bare", "<= 1.15"),
+        ("backup, 1 % new", "new", "new_bare", "<= 1.3"),
+        ("restore", "restore", "restore_bare", "<= 1.2"),
+        ("IMAP session during a backup, p95", "latency", "latency_quiet", "<= 1.5"),
+    ),
+}
 WORKERS = 8
-PARTS = ["fresh", "noop", "load", "retention"]
+PARTS = ["fresh", "noop", "load", "retention", "backup"]
 SSH_CONFIG = PROJECT / ".lab" / "ssh" / "config_bench"
 
 
@@ -178,6 +193,16 @@ def bench_retention(runs: int) -> dict:
     return results
 
 
+def bench_backup(runs: int) -> dict:
+    """Return seconds of the kit's backup and restore and of bare restic, by release."""
+    results = {}
+    for release, (kit, _) in RELEASES.items():
+        create([kit])
+        run(*site([kit], "--extra-vars", json.dumps(bench_of_backup.VARIABLES)))
+        results[release] = bench_of_backup.measure(on, say, kit, runs)
+    return results
+
+
 def table(results: dict) -> str:
     """Return the results for people."""
     lines = ["", f"{'what':44} {'value':>9} {'against':>9} {'ratio':>7}   aim"]
@@ -199,14 +224,11 @@ def table(results: dict) -> str:
             for kind, what in LOADS.items():
                 value, against = variants[variant][kind], variants["stock"][kind]
                 row(f"{release}, {variant}, {what}", value, against, value / against, aim if kind == "login" else "")
-    for release, found in results.get("retention", {}).items():
-        for what, kit, bare, aim in (
-            ("a tenth goes", "kit", "bare", "<= 1.3"),
-            ("nothing goes, all changed", "kit_nothing", "bare_nothing", "<= 1.1"),
-            ("nothing goes or changed", "kit_quiet", "bare_nothing", "<= 1.1"),
-        ):
-            row(f"{release}, retention, {what}, s", found[kit], found[bare], found[f"ratio_{kit}"], aim)
-        row(f"{release}, retention, memory at the peak, MiB", found["kit_mib"], None, None, "")
+    for part, release, found in ((part, *of_one) for part in AGAINST for of_one in results.get(part, {}).items()):
+        for what, kit, bare, aim in AGAINST[part]:
+            row(f"{release}, {what}, s", found[kit], found[bare], found[f"ratio_{kit}"], aim)
+        if part == "retention":
+            row(f"{release}, retention, memory at the peak, MiB", found["kit_mib"], None, None, "")
     return "\n".join(lines)
 
 
@@ -228,6 +250,7 @@ def main() -> None:
             ("noop", lambda: bench_noop(arguments.runs)),
             ("load", lambda: bench_load(arguments.runs, arguments.seconds)),
             ("retention", lambda: bench_retention(arguments.runs)),
+            ("backup", lambda: bench_backup(arguments.runs)),
         ):
             if part in arguments.only:
                 results[part] = measure()
