@@ -20,9 +20,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import bench_backup as bench_of_backup
 import bench_retention as bench_of_retention
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PROJECT = Path(__file__).resolve().parents[3]
 LAB = PROJECT / "molecule" / "shared" / "lab"
@@ -203,6 +207,13 @@ def bench_backup(runs: int) -> dict:
     return results
 
 
+def compared(results: dict) -> Iterator[tuple[str, float, float, float, str]]:
+    """Yield (what, value, against, ratio, aim) of what is measured against something bare."""
+    for part, rows in AGAINST.items():
+        for release, found in results.get(part, {}).items():
+            yield from ((f"{release}, {what}, s", found[kit], found[bare], found[f"ratio_{kit}"], aim) for what, kit, bare, aim in rows)
+
+
 def table(results: dict) -> str:
     """Return the results for people."""
     lines = ["", f"{'what':44} {'value':>9} {'against':>9} {'ratio':>7}   aim"]
@@ -224,11 +235,10 @@ def table(results: dict) -> str:
             for kind, what in LOADS.items():
                 value, against = variants[variant][kind], variants["stock"][kind]
                 row(f"{release}, {variant}, {what}", value, against, value / against, aim if kind == "login" else "")
-    for part, release, found in ((part, *of_one) for part in AGAINST for of_one in results.get(part, {}).items()):
-        for what, kit, bare, aim in AGAINST[part]:
-            row(f"{release}, {what}, s", found[kit], found[bare], found[f"ratio_{kit}"], aim)
-        if part == "retention":
-            row(f"{release}, retention, memory at the peak, MiB", found["kit_mib"], None, None, "")
+    for what, value, against, ratio, aim in compared(results):
+        row(what, value, against, ratio, aim)
+    for release, found in results.get("retention", {}).items():
+        row(f"{release}, retention, memory at the peak, MiB", found["kit_mib"], None, None, "")
     return "\n".join(lines)
 
 
