@@ -1,4 +1,4 @@
-"""Hashes of messages as a client reads them, taken from the files that hold them: through Dovecot it would take ten times as long.
+"""Hashes of messages as a client reads them, taken from the files that hold them: through doveadm each would pass a pipe as JSON.
 
 sdbox wraps a message in a header and a list of metadata; both formats may compress it; both keep lines as they came,
 where IMAP and POP3 give CRLF. What can't be read so, such as mail that is sealed with its user's key, has no hash.
