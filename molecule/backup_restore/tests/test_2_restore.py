@@ -120,7 +120,7 @@ def test_a_mailbox_or_a_search_beside_or_into_place(mail, store):
     today = time.strftime("%Y-%m-%d", time.gmtime())
     for arguments, mailbox, count in (
         ("--beside --mailbox INBOX", f"Restored/{today}/INBOX", len(before["INBOX"][1])),
-        ("--into Found --search 'subject grace-2'", "Found/INBOX", 1),
+        ("--into Found --search 'subject grace-5'", "Found/INBOX", 1),
     ):
         for added in (count, 0):
             done = store.letterlock(f"backup restore {user} {arguments}")

@@ -72,8 +72,8 @@ class Store:
         return said
 
     def restic(self, arguments: str):
-        """Run restic on the repository."""
-        return self.host.run(f"sh -c {shlex.quote(f'{RESTIC} {arguments}')}")
+        """Run restic on the repository; what it is refused it tries for a quarter of an hour, unless it is asked to end."""
+        return self.host.run(f"timeout 30 sh -c {shlex.quote(f'{RESTIC} {arguments}')}")
 
 
 def described(answer: tuple[bytes, bytes]) -> tuple:
