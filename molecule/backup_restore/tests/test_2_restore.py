@@ -170,7 +170,7 @@ def test_one_account(host, store):
     host.check_output(f"rm -rf {store.root}/example.test/grace")
     done = store.letterlock(f"backup restore --snapshot {now} grace@example.test")
     assert done.rc == 0, done
-    assert "1 accounts are back" in done.stdout
+    assert "1 accounts back as they were" in done.stdout
     assert {user: store.seen(user) for user in USERS} == before
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -18,7 +19,7 @@ from letterlock.settings import read
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 # A second backup gives way to the one that is under way, whose snapshot will be as new as its own.
 GIVES_WAY_SECONDS = 0
@@ -27,6 +28,20 @@ GIVES_WAY_SECONDS = 0
 def say(text: str) -> None:
     """Print a line at once."""
     print(text, flush=True)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hold the lock of those that use the repository; remove what restic's own lock one that was killed left there."""
+    with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS):
+        if backup.read_state().get("unfinished"):
+            Restic(say).run("unlock")
+        backup.write_state(unfinished=True)
+        try:
+            yield
+        finally:
+            # Not reached by one that is killed.
+            backup.write_state(unfinished=False)
 
 
 def write_metrics(settings: backup.Settings, **news: float) -> None:
@@ -44,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Back up, and forget what is old."""
     settings = backup.read_settings()
     started, now = time.monotonic(), time.time()
-    with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS):
+    with alone():
         done = backup.Backup(settings, now, say).execute(adopt=arguments.adopt)
         for failure in done.failures:
             print(f"FAILED {failure}", file=sys.stderr)
@@ -97,7 +112,7 @@ def record(entries: list[dict], now: float) -> None:
 
 def forget(arguments: argparse.Namespace) -> int:
     """Forget what is old."""
-    with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS):
+    with alone():
         settings = backup.read_settings(arguments.settings)
         if not settings.raw["prunes"] and not arguments.dry_run:
             raise backup.Refused(f"{settings.raw['pruned_by']} forgets the backups of this host, as mail_backup_pruned_by says")
@@ -108,9 +123,8 @@ def forget(arguments: argparse.Namespace) -> int:
 def check(_arguments: argparse.Namespace) -> int:
     """Let restic read a share of the repository."""
     settings = backup.read_settings()
-    with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS):
+    with alone():
         restic = Restic(say)
-        restic.run("unlock")
         # A random share, another one each time.
         restic.check(f"--read-data-subset={settings.raw['check_percent']}%")
     write_metrics(settings, last_check_timestamp_seconds=int(time.time()))
@@ -136,7 +150,7 @@ def bring_back(arguments: argparse.Namespace) -> int:
     """Bring mail back from a snapshot."""
     settings = backup.read_settings()
     # Retention must not run in between, nor a backup of a host that is half restored.
-    with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS), locks.only_one(locks.RETENTION):
+    with alone(), locks.only_one(locks.RETENTION):
         work = restore.Restore(settings, arguments.snapshot, arguments.host, say)
         into = f"Restored/{work.snapshot['time'][:10]}" if arguments.beside else arguments.into
         wish = restore.Wish(tuple(arguments.account), tuple(arguments.mailbox), tuple(shlex.split(arguments.search)), into)
@@ -159,7 +173,7 @@ def exercise(arguments: argparse.Namespace) -> int:
     def progress(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS), locks.only_one(locks.RETENTION):
+    with alone(), locks.only_one(locks.RETENTION):
         begun = arguments.begun or time.time()
         report = drill.Drill(settings, arguments.host, arguments.percent, begun, progress).execute(arguments.snapshot)
     print(json.dumps({**dataclasses.asdict(report), "proven": report.proven}, indent=2))

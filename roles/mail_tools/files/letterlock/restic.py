@@ -64,8 +64,12 @@ class Fault(Exception):
 
 
 def is_damage(line: str) -> bool:
-    """Tell whether a line of `restic check` names something that is damaged."""
-    return line.strip().lower().startswith(("pack ", "error ", "decrypting "))
+    """Tell whether a line of `restic check` names something that is damaged; what an interrupted prune left double is not.
+
+    >>> is_damage("pack 57fb: blob size does not match"), is_damage("pack 57fb contained in several indexes: {2b 35}")
+    (True, False)
+    """
+    return line.strip().lower().startswith(("pack ", "error ", "decrypting ")) and "contained in several indexes" not in line
 
 
 def meaning(said: str, code: int) -> str:
