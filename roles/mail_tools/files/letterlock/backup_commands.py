@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from letterlock import backup, drill, locks, metrics, policies, restore
 from letterlock.durations import show_duration
 from letterlock.ledger import Ledger
-from letterlock.restic import Restic
+from letterlock.restic import REACH_SECONDS, Restic
 from letterlock.settings import read
 
 if TYPE_CHECKING:
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 # A second backup gives way to the one that is under way, whose snapshot will be as new as its own.
 GIVES_WAY_SECONDS = 0
+
+
+def progress(text: str) -> None:
+    """Print a line at once where standard output is for something else."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def say(text: str) -> None:
@@ -35,7 +40,7 @@ def alone() -> Iterator[None]:
     """Hold the lock of those that use the repository; remove what restic's own lock one that was killed left there."""
     with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS):
         if backup.read_state().get("unfinished"):
-            Restic(say).run("unlock")
+            Restic(progress).run("unlock", seconds=REACH_SECONDS)
         backup.write_state(unfinished=True)
         try:
             yield
@@ -169,10 +174,6 @@ def bring_back(arguments: argparse.Namespace) -> int:
 def exercise(arguments: argparse.Namespace) -> int:
     """Restore a host's backup here, read every message back, print the report as JSON, and remove it."""
     settings = backup.read_settings()
-    # Standard output is the report's alone.
-    def progress(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
     with alone(), locks.only_one(locks.RETENTION):
         begun = arguments.begun or time.time()
         report = drill.Drill(settings, arguments.host, arguments.percent, begun, progress).execute(arguments.snapshot)
