@@ -36,8 +36,13 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
+def alone(settings: backup.Settings) -> Iterator[None]:
     """Hold the lock of those that use the repository; remove what restic's own lock one that was killed left there."""
+    if settings.raw.get("elsewhere"):
+        # A backup server has several repositories.
+        with locks.only_one(backup.HOME / f"{settings.host}.lock"):
+            yield
+        return
     with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS):
         if backup.read_state().get("unfinished"):
             Restic(progress).run("unlock", seconds=REACH_SECONDS)
@@ -64,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Back up, and forget what is old."""
     settings = backup.read_settings()
     started, now = time.monotonic(), time.time()
-    with alone():
+    with alone(settings):
         done = backup.Backup(settings, now, say).execute(adopt=arguments.adopt)
         for failure in done.failures:
             print(f"FAILED {failure}", file=sys.stderr)
@@ -117,8 +122,8 @@ def record(entries: list[dict], now: float) -> None:
 
 def forget(arguments: argparse.Namespace) -> int:
     """Forget what is old."""
-    with alone():
-        settings = backup.read_settings(arguments.settings)
+    settings = backup.read_settings(arguments.settings)
+    with alone(settings):
         if not settings.raw["prunes"] and not arguments.dry_run:
             raise backup.Refused(f"{settings.raw['pruned_by']} forgets the backups of this host, as mail_backup_pruned_by says")
         forget_due(settings, time.time(), dry_run=arguments.dry_run)
@@ -128,7 +133,7 @@ def forget(arguments: argparse.Namespace) -> int:
 def check(_arguments: argparse.Namespace) -> int:
     """Let restic read a share of the repository."""
     settings = backup.read_settings()
-    with alone():
+    with alone(settings):
         restic = Restic(say)
         # A random share, another one each time.
         restic.check(f"--read-data-subset={settings.raw['check_percent']}%")
@@ -155,7 +160,7 @@ def bring_back(arguments: argparse.Namespace) -> int:
     """Bring mail back from a snapshot."""
     settings = backup.read_settings()
     # Retention must not run in between, nor a backup of a host that is half restored.
-    with alone(), locks.only_one(locks.RETENTION):
+    with alone(settings), locks.only_one(locks.RETENTION):
         work = restore.Restore(settings, arguments.snapshot, arguments.host, say)
         into = f"Restored/{work.snapshot['time'][:10]}" if arguments.beside else arguments.into
         wish = restore.Wish(tuple(arguments.account), tuple(arguments.mailbox), tuple(shlex.split(arguments.search)), into)
@@ -174,7 +179,7 @@ def bring_back(arguments: argparse.Namespace) -> int:
 def exercise(arguments: argparse.Namespace) -> int:
     """Restore a host's backup here, read every message back, print the report as JSON, and remove it."""
     settings = backup.read_settings()
-    with alone(), locks.only_one(locks.RETENTION):
+    with alone(settings), locks.only_one(locks.RETENTION):
         begun = arguments.begun or time.time()
         report = drill.Drill(settings, arguments.host, arguments.percent, begun, progress).execute(arguments.snapshot)
     print(json.dumps({**dataclasses.asdict(report), "proven": report.proven}, indent=2))
