@@ -25,6 +25,9 @@ def test_all_is_as_it_was(host, store):
     before = seen(store)
     assert [len(before[USERS[0]][name][1]) for name in ("INBOX", "Archive")] == [5, 3]
     ledger = host.check_output("cat /var/lib/letterlock/ledger/ledger-*.jsonl")
+    # What else an account has in its home, such as a script.
+    script = f"{store.root}/letterlock.test/ada/.dovecot.sieve"
+    host.check_output(f"printf 'keep;' >{script} && chown vmail: {script}")
     store.backup()
     store.lose()
     assert store.seen(USERS[0])["INBOX"][1] == []
@@ -35,6 +38,7 @@ def test_all_is_as_it_was(host, store):
         assert store.seen(user) == before[user]
     assert host.check_output("cat /var/lib/letterlock/ledger/ledger-*.jsonl").startswith(ledger)
     assert store.letterlock("ledger verify").rc == 0
+    assert host.check_output(f"cat {script}; stat --format %U {script}") == "keep;vmail"
     assert not host.file(f"{store.root}/.letterlock-restore").exists
     # The restored host goes on: mail comes in, and backups go to the same repository.
     store.fill("ada@letterlock.test", "after", 5)
