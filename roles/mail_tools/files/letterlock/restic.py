@@ -152,7 +152,18 @@ class Restic:
         return out
 
     def check(self, *arguments: str) -> None:
-        """Check the repository; raise Fault. When something is known to be damaged, restic need not come to an end.
+        """Check the repository; raise Fault."""
+        try:
+            self.check_once(*arguments)
+        except Fault as fault:
+            if not str(fault).startswith(LOCKED):
+                raise
+            # Removes locks of processes that are dead, and no others.
+            self.run_once("unlock", seconds=REACH_SECONDS)
+            self.check_once(*arguments)
+
+    def check_once(self, *arguments: str) -> None:
+        """Check the repository, tried once; raise Fault. When something is known to be damaged, restic need not come to an end.
 
         It tries for a quarter of an hour to read what is not there.
         """
