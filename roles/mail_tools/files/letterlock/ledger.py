@@ -73,6 +73,7 @@ class Ledger:
         self.stream = None
         self.sequence, self.hash = 0, START
         self.newest_time = 0
+        self.key = b""
 
     # ---- keys
 
@@ -96,10 +97,17 @@ class Ledger:
         """Return what stands for a Message-ID: the same for the same text, and no way back without the key."""
         if not text:
             return None
-        file = self.root / "hash.key"
-        if not file.exists():
-            write_durably(file, secrets.token_bytes(32))
-        return hmac.new(file.read_bytes(), text.encode(), hashlib.sha256).hexdigest()
+        return hmac.digest(self.hash_key(), text.encode(), "sha256").hex()
+
+    def hash_key(self) -> bytes:
+        """Return the key of `keyed_hash`, made at its first use, and read once: a run asks for it with each message."""
+        if not self.key:
+            with self.mutex:
+                file = self.root / "hash.key"
+                if not file.exists():
+                    write_durably(file, secrets.token_bytes(32))
+                self.key = file.read_bytes()
+        return self.key
 
     # ---- reading
 

@@ -145,6 +145,8 @@ def saved_at_the_latest(message: rules.Message, marks: list[tuple[int, int]], re
     Dovecot keeps saved dates in its cache. When that is lost, a file's ctime stands in, and a restored disk would
     seem to hold new mail only.
     """
+    if not marks and not restored:
+        return message
     seen = min((at for at, next_uid in marks if message.uid < next_uid), default=message.saved)
     return replace(message, saved=min(message.saved, seen, restored.get(message.uid, seen)))
 
