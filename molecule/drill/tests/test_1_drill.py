@@ -58,7 +58,7 @@ def test_every_message_is_read_back(host, mail, store, site, tmp_path):
 
 
 def test_no_master_credential_is_left(mail):
-    """Not on the scratch host, after the drill, nor ever on the mail host."""
+    """The mail host never knew one: with a user's own password, too, nobody is let in as its master."""
     user = f"{USERS[0]}*letterlock-drill"
     host, ca_file, _, password = mail.login(USERS[0])
     with pytest.raises(clients.imaplib.IMAP4.error, match="AUTHENTICATIONFAILED"), clients.imap(host, ca_file, user, password):

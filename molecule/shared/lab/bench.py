@@ -22,11 +22,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import bench_backup as bench_of_backup
-import bench_retention as bench_of_retention
+import bench_backup
+import bench_retention
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import ModuleType
 
 PROJECT = Path(__file__).resolve().parents[3]
 LAB = PROJECT / "molecule" / "shared" / "lab"
@@ -187,23 +188,13 @@ def bench_load(runs: int, seconds: float) -> dict:
     return results
 
 
-def bench_retention(runs: int) -> dict:
-    """Return seconds of a retention run and of bare doveadm, by release."""
+def bench_module(module: ModuleType, runs: int) -> dict:
+    """Return what *module* measures on a fresh host of each release, deployed with its variables."""
     results = {}
     for release, (kit, _) in RELEASES.items():
         create([kit])
-        run(*site([kit], "--extra-vars", json.dumps(bench_of_retention.VARIABLES)))
-        results[release] = bench_of_retention.measure(on, say, kit, runs)
-    return results
-
-
-def bench_backup(runs: int) -> dict:
-    """Return seconds of the kit's backup and restore and of bare restic, by release."""
-    results = {}
-    for release, (kit, _) in RELEASES.items():
-        create([kit])
-        run(*site([kit], "--extra-vars", json.dumps(bench_of_backup.VARIABLES)))
-        results[release] = bench_of_backup.measure(on, say, kit, runs)
+        run(*site([kit], "--extra-vars", json.dumps(module.VARIABLES)))
+        results[release] = module.measure(on, say, kit, runs)
     return results
 
 
@@ -259,8 +250,8 @@ def main() -> None:
             ("fresh", lambda: bench_fresh(arguments.runs)),
             ("noop", lambda: bench_noop(arguments.runs)),
             ("load", lambda: bench_load(arguments.runs, arguments.seconds)),
-            ("retention", lambda: bench_retention(arguments.runs)),
-            ("backup", lambda: bench_backup(arguments.runs)),
+            ("retention", lambda: bench_module(bench_retention, arguments.runs)),
+            ("backup", lambda: bench_module(bench_backup, arguments.runs)),
         ):
             if part in arguments.only:
                 results[part] = measure()

@@ -44,7 +44,7 @@ sync
 """
 RESTIC = "env RESTIC_PASSWORD=bench RESTIC_REPOSITORY=/srv/bare RESTIC_CACHE_DIR=/srv/bare-cache restic"
 LOSE = "systemctl stop dovecot && rm -rf /srv/mail/bench.test && systemctl start dovecot"
-NOTHING = "rm -rf /srv/backup/* /srv/bare /srv/bare-cache /var/cache/letterlock/restic /var/lib/letterlock/backup/state.json /srv/out"
+NOTHING = "rm -rf /srv/backup/* /srv/bare /srv/bare-cache /var/cache/letterlock/restic /var/lib/letterlock/backup /srv/out"
 # Prints the 95th percentile, in seconds, of IMAP sessions one after another: login, look, read the newest message, logout.
 # They go on for so many seconds, or as long as a process runs.
 LATENCY = """python3 - %s <<'END'
@@ -55,7 +55,7 @@ deadline, times = time.monotonic() + seconds, []
 while time.monotonic() < deadline and (not process or os.path.exists(f"/proc/{process}")):
     started = time.monotonic()
     client = imaplib.IMAP4_SSL("127.0.0.1", 993, ssl_context=context)
-    client.login(f"user{len(times) % 50}@bench.test", "bench")
+    client.login(f"user{len(times) %% 50}@bench.test", "bench")
     client.select("INBOX", readonly=True)
     client.fetch("*", "(BODY.PEEK[])")
     client.logout()

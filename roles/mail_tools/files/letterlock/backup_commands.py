@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from letterlock import backup, drill, locks, metrics, policies, restore
 from letterlock.durations import show_duration
 from letterlock.ledger import Ledger
-from letterlock.restic import REACH_SECONDS, Restic
+from letterlock.restic import Restic
 from letterlock.settings import read
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def alone(settings: backup.Settings) -> Iterator[None]:
         return
     with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS):
         if backup.read_state().get("unfinished"):
-            Restic(progress).run("unlock", seconds=REACH_SECONDS)
+            Restic(progress).unlock()
         backup.write_state(unfinished=True)
         try:
             yield

@@ -122,8 +122,7 @@ class Restic:
                     raise
                 self.say(f"tries again in {PAUSE_SECONDS} s: {fault}")
                 if str(fault).startswith(LOCKED):
-                    # Removes locks of processes that are dead, and no others.
-                    self.run_once("unlock", seconds=None)
+                    self.unlock()
                 time.sleep(PAUSE_SECONDS)
         raise AssertionError
 
@@ -151,6 +150,10 @@ class Restic:
             raise Fault(meaning(f"{out}\n{errors}", process.returncode))
         return out
 
+    def unlock(self) -> None:
+        """Remove the locks of processes that are dead, and no others; raise Fault."""
+        self.run_once("unlock", seconds=REACH_SECONDS)
+
     def check(self, *arguments: str) -> None:
         """Check the repository; raise Fault."""
         try:
@@ -158,8 +161,7 @@ class Restic:
         except Fault as fault:
             if not str(fault).startswith(LOCKED):
                 raise
-            # Removes locks of processes that are dead, and no others.
-            self.run_once("unlock", seconds=REACH_SECONDS)
+            self.unlock()
             self.check_once(*arguments)
 
     def check_once(self, *arguments: str) -> None:
