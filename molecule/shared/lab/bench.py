@@ -140,9 +140,6 @@ def bench_noop(runs: int) -> dict:
     """Return seconds of a run with nothing to do: against setup, over several hosts, and its round trips."""
     create(HOSTS)
     say("deploy eight hosts")
-    # One host of each release at a time: those of one release share a package cache, which apt locks.
-    for number in range(0, len(HOSTS), 2):
-        run(*site(HOSTS[number : number + 2]))
     run(*site(HOSTS))
     noop, setup, by_hosts = [], [], {count: [] for count in (1, 2, 4, 8)}
     for number in range(runs):

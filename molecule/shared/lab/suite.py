@@ -22,7 +22,9 @@ from xml.etree import ElementTree
 
 PROJECT = Path(__file__).resolve().parents[3]
 RESULTS = PROJECT / ".lab" / "results"
-SHELL_SCRIPTS = [".ci/run", "molecule/shared/lab/podman", "molecule/shared/lab/image", "molecule/shared/lab/stock.sh"]
+SHELL_SCRIPTS = [
+    ".ci/run", "molecule/shared/lab/podman", "molecule/shared/lab/image", "molecule/shared/lab/package-cache", "molecule/shared/lab/stock.sh",
+]
 # The quick ones first, so that a plain mistake is known early.
 SCENARIOS = [
     "refused", "default", "imap_only", "pop3_only", "flipped", "changes", "rollback", "durability", "retention", "retention_maildir",
