@@ -23,7 +23,8 @@ from xml.etree import ElementTree
 PROJECT = Path(__file__).resolve().parents[3]
 RESULTS = PROJECT / ".lab" / "results"
 SHELL_SCRIPTS = [
-    ".ci/run", "molecule/shared/lab/podman", "molecule/shared/lab/image", "molecule/shared/lab/package-cache", "molecule/shared/lab/stock.sh",
+    ".ci/run", "molecule/shared/lab/podman", "molecule/shared/lab/image", "molecule/shared/lab/package-cache",
+    "molecule/shared/lab/stock.sh",
 ]
 # The quick ones first, so that a plain mistake is known early.
 SCENARIOS = [

@@ -17,8 +17,9 @@ import shutil
 import sqlite3
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,7 @@ from letterlock.ledger import write_durably
 from letterlock.restic import INCOMPLETE, KEY_HINT_FILE, PRUNER_PASSWORD_FILE, TAG, Fault, Restic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import TextIO
 
 FILE = Path("/etc/letterlock/dovecot/current/backup.json")
@@ -43,6 +44,8 @@ MESSAGES_AT_ONCE = 100_000
 # restic passes over a file that is renamed under its eyes; what it missed it finds when it looks again.
 LOOKS = 4
 PROGRESS_SECONDS = 30
+# The first restic that can do without a scan.
+SCANS_LESS = (0, 15)
 CLOCK_SECONDS = 300
 GONE = "gone"
 # Where a restore puts mail before it is in its place, below the mail's root.
@@ -113,18 +116,22 @@ class Backup:
         self.settings, self.now, self.say = settings, now, say
         self.restic = Restic(say)
         self.outcome = Outcome()
+        # Of all hosts, the oldest first.
+        self.snapshots: list[dict] = []
 
     def execute(self, *, adopt: bool = False) -> Outcome:
         """Do all of it; raise Fault or Refused when there is no snapshot to rely on."""
         if self.settings.raw["drill"]:
             raise Refused("this is a scratch host (mail_backup_drill), of which nothing is backed up")
-        self.open_repository(adopt=adopt)
         STAGE.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile("w+", dir=HOME) as spool:
-            self.stage(spool)
+            # The repository's answers take as long as the manifests of a small host.
+            with ThreadPoolExecutor(1) as beside:
+                opening = beside.submit(self.open_repository, adopt=adopt)
+                self.stage(spool)
+                opening.result()
             for left in reversed(range(LOOKS)):
-                self.outcome.snapshot = self.restic.patiently(self.snapshot)
-                missing = list(self.not_in_snapshot(spool))
+                missing = self.restic.patiently(lambda: self.snapshot(spool))
                 passed_over = self.on_disk(missing)
                 if not passed_over:
                     break
@@ -153,7 +160,8 @@ class Backup:
                 f"mail_backup_repository is not the one that this host's backups went to ({known}); if it was changed on purpose, "
                 f"remove {HOME / 'state.json'}"
             )
-        if not known and not adopt and (own := [each for each in self.restic.snapshots() if each["hostname"] == self.settings.host]):
+        self.snapshots = self.restic.snapshots()
+        if not known and not adopt and (own := [each for each in self.snapshots if each["hostname"] == self.settings.host]):
             raise Refused(
                 f"this host never made a backup, and the repository holds {len(own)} of a host of its name; bring that one's mail back "
                 "first (letterlock backup restore), or go on without it (letterlock backup run --adopt)"
@@ -214,6 +222,7 @@ class Backup:
         found = dict(manifest.messages(accounts, self.settings.held))
         for account in accounts:
             self.capture(self.home(account), spool)
+        hashes = self.hashes(before, accounts)
         after = manifest.statuses(accounts, self.settings.held)
         busy = [account for account in accounts if after[account] != before[account]]
         if busy:
@@ -224,16 +233,23 @@ class Backup:
                 self.outcome.failures.append(f"{account}: no manifest: {boxes if isinstance(boxes, Failed) else rows}")
                 manifest.path_of(STAGE, account).unlink(missing_ok=True)
                 continue
-            made = manifest.of_account(account, boxes, rows, self.hashes(account, boxes))
+            made = manifest.of_account(account, boxes, rows, hashes[account])
             manifest.write(STAGE, made)
             of_messages = [message for box in made["mailboxes"] for message in box["messages"]]
             self.outcome.messages += len(of_messages)
             self.outcome.unhashed += sum(not message[manifest.MESSAGE.index("hash")] for message in of_messages)
 
-    def hashes(self, account: str, boxes: list[dict]) -> dict[str, dict[int, str]]:
-        """Return {mailbox GUID: {UID: hash of the text}}; what the last manifest has is not read again."""
-        known = manifest.hashes_in(STAGE, account)
-        return {box["guid"]: stored.hashes(self.home(account), box["mailbox"], known.get(box["guid"], {})) for box in boxes}
+    def hashes(self, statuses: dict[str, list[dict] | Failed], accounts: list[str]) -> dict[str, dict[str, dict[int, str]]]:
+        """Return {account: {mailbox GUID: {UID: hash of the text}}}; what the last manifests have is not read again."""
+        wanted = []
+        for account in accounts:
+            if not isinstance(boxes := statuses[account], Failed):
+                known = manifest.hashes_in(STAGE, account)
+                wanted += [(account, box["guid"], (self.home(account), box["mailbox"], known.get(box["guid"], {}))) for box in boxes]
+        found: dict[str, dict[str, dict[int, str]]] = {account: {} for account in accounts}
+        for (account, guid, _), of_box in zip(wanted, stored.all_hashes([mailbox for *_, mailbox in wanted]), strict=True):
+            found[account][guid] = of_box
+        return found
 
     def home(self, account: str) -> Path:
         """Return where the mail of *account* lies."""
@@ -281,8 +297,8 @@ class Backup:
 
     # ---- restic
 
-    def snapshot(self) -> str:
-        """Run restic over all that belongs to the backup; return the snapshot's identity."""
+    def arguments(self) -> list[str]:
+        """Return what restic is asked: to back up all that belongs to it, and to say of each file that it did."""
         root = str(self.settings.mail_root)
         excluded = [
             *(f"{literal(root)}/**/{index}*" for index in capture.INDEXES), f"{literal(root)}/.letterlock-erased-*",
@@ -292,24 +308,59 @@ class Backup:
         if not self.settings.raw["certificates"]:
             excluded.append("/etc/letterlock/tls")
         limit = self.settings.raw["upload_limit"]
-        arguments = [
-            *(["--limit-upload", str(limit)] if limit else []), "backup", "--host", self.settings.host, "--tag", TAG,
+        return [
+            *(["--limit-upload", str(limit)] if limit else []),
+            # What Dovecot has compressed can't be made smaller.
+            *(["--compression", "off"] if self.settings.raw["compressed"] else []),
+            "backup", "--verbose=2", "--host", self.settings.host, "--tag", TAG,
+            # Without a look beforehand at how much there is: how many messages there are is known.
+            *(["--no-scan"] if self.restic.version() >= SCANS_LESS else []),
             *(word for pattern in excluded for word in ("--exclude", pattern)), root, str(STAGE), "/etc/letterlock",
         ]
-        said, last = {}, time.monotonic()
-        for message in self.restic.messages(*arguments, accept=(0, INCOMPLETE)):
-            if message.get("message_type") == "summary":
-                said = message
-            elif message.get("message_type") == "status" and time.monotonic() > last + PROGRESS_SECONDS:
-                last = time.monotonic()
-                self.say(f"{message.get('percent_done', 0):.0%} of {message.get('total_bytes', 0) >> 20} MiB")
+
+    def snapshot(self, spool: TextIO) -> list[tuple[str, str]]:
+        """Make the snapshot; return (directory, name) of the message files of *spool* that are not in it."""
+        said: dict = {}
+        missing = list(self.not_among(self.backed_up(said), spool))
         if "snapshot_id" not in said:
             raise Fault("restic ended well and named no snapshot")
+        identity = self.outcome.snapshot = said["snapshot_id"]
         self.outcome.added += said["data_added"]
-        return said["snapshot_id"]
+        made = datetime.datetime.now(datetime.UTC).isoformat()
+        self.snapshots.append({"id": identity, "short_id": identity[:8], "time": made, "hostname": self.settings.host, "tags": [TAG]})
+        return missing
 
-    def not_in_snapshot(self, spool: TextIO) -> Iterator[tuple[str, str]]:
-        """Yield (directory, name) of the message files of *spool* that the snapshot does not have."""
+    def backed_up(self, said: dict) -> Iterator[tuple[str, set[str]]]:
+        """Let restic back up; yield (directory of a mailbox, the stems of its message files); put its summary into *said*.
+
+        restic works on several files at once, and names a directory when all that is in it is done.
+        """
+        root = f"{self.settings.mail_root}/"
+        under_way: dict[str, set[str]] = {}
+        done, last = 0, time.monotonic()
+        for message in self.restic.messages(*self.arguments(), accept=(0, INCOMPLETE)):
+            if message.get("message_type") == "summary":
+                said.update(message)
+            item = message.get("item", "")
+            if message.get("message_type") != "verbose_status" or not item.startswith(root):
+                continue
+            directory, name = os.path.split(item[len(root):])
+            if not name:
+                if directory in under_way:
+                    yield directory, under_way.pop(directory)
+                continue
+            if os.path.basename(directory) in ("cur", "new"):  # noqa: PTH119  # millions of them
+                directory = os.path.dirname(directory)  # noqa: PTH120  # so are these
+            under_way.setdefault(directory, set()).add(stem(name))
+            done += 1
+            if time.monotonic() > last + PROGRESS_SECONDS:
+                last = time.monotonic()
+                self.say(f"{done} files of {self.outcome.messages} messages")
+        yield from under_way.items()
+
+    @staticmethod
+    def not_among(backed_up: Iterable[tuple[str, set[str]]], spool: TextIO) -> Iterator[tuple[str, str]]:
+        """Yield (directory, name) of the message files of *spool* that are not *backed_up*, {directory: stems}."""
         offsets: dict[str, int] = {}
         spool.seek(0)
         while True:
@@ -318,34 +369,12 @@ class Backup:
             if not line:
                 break
             offsets[json.loads(line)[0]] = offset
-        for directory, names in self.listed():
+        for directory, names in chain(backed_up, ((directory, set()) for directory in list(offsets))):
             if directory in offsets:
                 spool.seek(offsets.pop(directory))
                 for name in json.loads(spool.readline())[1]:
                     if stem(name) not in names:
                         yield directory, name
-        for directory, offset in offsets.items():
-            spool.seek(offset)
-            for name in json.loads(spool.readline())[1]:
-                yield directory, name
-
-    def listed(self) -> Iterator[tuple[str, set[str]]]:
-        """Yield (directory of a mailbox, the stems of its message files) of the snapshot; restic lists directory by directory."""
-        root = f"{self.settings.mail_root}/"
-        current, names = "", set()
-        for node in self.restic.messages("ls", "--recursive", self.outcome.snapshot, str(self.settings.mail_root)):
-            if node.get("type") != "file" or not node["path"].startswith(root):
-                continue
-            directory, name = os.path.split(node["path"][len(root):])
-            if os.path.basename(directory) in ("cur", "new"):  # noqa: PTH119  # millions of them
-                directory = os.path.dirname(directory)  # noqa: PTH120  # so are these
-            if directory != current:
-                if names:
-                    yield current, names
-                current, names = directory, set()
-            names.add(stem(name))
-        if names:
-            yield current, names
 
     def on_disk(self, missing: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return those (directory, name) whose message files are on the disk now, under whatever flags."""
@@ -365,6 +394,7 @@ class Backup:
             write_durably(file, json.dumps({"snapshot": self.outcome.snapshot, "gone": missing}).encode())
             self.restic.run("backup", "--host", self.settings.host, "--tag", f"{TAG},{GONE},{self.outcome.snapshot[:8]}", str(file))
             file.unlink()
+            self.snapshots = self.restic.snapshots()
 
 
 def literal(path: str) -> str:
@@ -397,7 +427,7 @@ def due(settings: Settings, snapshots: list[dict], now: float) -> list[dict]:
     whole = [snapshot for snapshot in own if GONE not in snapshot["tags"]]
     if not whole:
         return []
-    newest = parse_time(whole[-1]["time"])
+    newest = max(parse_time(snapshot["time"]) for snapshot in whole)
     if now < newest - CLOCK_SECONDS:
         raise Refused(f"the clock says {time.ctime(now)}, and the newest snapshot is of {time.ctime(newest)}; nothing was forgotten")
     if now > newest + settings.keep_seconds:

@@ -70,7 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     settings = backup.read_settings()
     started, now = time.monotonic(), time.time()
     with alone(settings):
-        done = backup.Backup(settings, now, say).execute(adopt=arguments.adopt)
+        work = backup.Backup(settings, now, say)
+        done = work.execute(adopt=arguments.adopt)
         for failure in done.failures:
             print(f"FAILED {failure}", file=sys.stderr)
         print(
@@ -82,9 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
         seconds = round(time.monotonic() - started, 3)
         write_metrics(settings, messages=done.messages, added_bytes=done.added, failures=len(done.failures), seconds=seconds, **success)
         if settings.raw["prunes"]:
-            forget_due(settings, now, dry_run=False)
+            forget_due(settings, work.snapshots, now, dry_run=False)
         else:
-            write_figures_of(settings, Restic(say).snapshots())
+            write_figures_of(settings, work.snapshots)
     return int(bool(done.failures))
 
 
@@ -94,10 +95,9 @@ def write_figures_of(settings: backup.Settings, snapshots: list[dict]) -> None:
     write_metrics(settings, snapshots=len(times), **({"oldest_snapshot_timestamp_seconds": int(min(times))} if times else {}))
 
 
-def forget_due(settings: backup.Settings, now: float, *, dry_run: bool) -> None:
-    """Forget the snapshots whose time has passed, record it, and prune."""
+def forget_due(settings: backup.Settings, snapshots: list[dict], now: float, *, dry_run: bool) -> None:
+    """Forget those of the *snapshots* whose time has passed, record it, and prune."""
     restic = Restic(say)
-    snapshots = restic.snapshots()
     going = backup.due(settings, snapshots, now)
     for snapshot in going:
         print(f"{'would forget' if dry_run else 'forgets'} {snapshot['short_id']} of {snapshot['time'][:19]}")
@@ -126,7 +126,7 @@ def forget(arguments: argparse.Namespace) -> int:
     with alone(settings):
         if not settings.raw["prunes"] and not arguments.dry_run:
             raise backup.Refused(f"{settings.raw['pruned_by']} forgets the backups of this host, as mail_backup_pruned_by says")
-        forget_due(settings, time.time(), dry_run=arguments.dry_run)
+        forget_due(settings, Restic(say).snapshots(), time.time(), dry_run=arguments.dry_run)
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from letterlock import doveadm
 from letterlock.accounts import place_of
+from letterlock.batches import WORKERS, bounded_map
 from letterlock.doveadm import Doveadm, Failed, over
 from letterlock.ledger import write_durably
 
@@ -61,14 +62,20 @@ def patiently(account: str) -> list[dict] | Failed:
     return fault
 
 
-def messages(accounts: list[str], held: dict[str, str]) -> Iterator[tuple[str, list[dict] | Failed]]:
-    """Yield (account, its messages, or why they can't be had)."""
-    found: dict[str, list[dict] | Failed]
+def of_group(accounts: list[str]) -> dict[str, list[dict] | Failed]:
+    """Return {account: its messages, or why they can't be had}, without those of hidden mailboxes."""
     try:
         rows = over(accounts, ["fetch"], " ".join(FIELDS), "all")
-        found = {account: list(of_one) for account, of_one in groupby(rows, key=lambda row: row["username"])}
+        return {account: list(of_one) for account, of_one in groupby(rows, key=lambda row: row["username"])}
     except Failed:
-        found = {account: patiently(account) for account in accounts}
+        return {account: patiently(account) for account in accounts}
+
+
+def messages(accounts: list[str], held: dict[str, str]) -> Iterator[tuple[str, list[dict] | Failed]]:
+    """Yield (account, its messages, or why they can't be had)."""
+    found: dict[str, list[dict] | Failed] = {}
+    for group in bounded_map(of_group, (accounts[first::WORKERS] for first in range(min(WORKERS, len(accounts))))):
+        found |= group
     for account in accounts:
         rows = found.get(account, [])
         if account in held and not isinstance(rows, Failed):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import tempfile
 import threading
@@ -97,6 +98,11 @@ class Restic:
         base = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
         self.environment = {**base, **given, "RESTIC_CACHE_DIR": CACHE}
         self.say = say
+
+    def version(self) -> tuple[int, ...]:
+        """Return the version of the restic that is installed."""
+        found = re.search(r"(\d+)\.(\d+)", self.run_once("version", seconds=REACH_SECONDS))
+        return tuple(map(int, found.groups())) if found else (0,)
 
     def messages(self, *arguments: str, accept: tuple[int, ...] = (0,)) -> Iterator[dict]:
         """Yield the JSON messages of one command as they come; raise Fault when its exit code is none to *accept*."""

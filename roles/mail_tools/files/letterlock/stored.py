@@ -9,9 +9,15 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from letterlock.batches import WORKERS, bounded_map
 from letterlock.capture import names_in
 
 try:
@@ -21,13 +27,18 @@ except ModuleNotFoundError:
     zstandard = None
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator
+
+    # A mailbox: home of its account, name, {UID: hash} of what is known.
+    Mailbox = tuple[Path, str, dict[int, str]]
 
 # A dbox file says how long the header of its message is, which ends in the message's size; both are hexadecimal.
 DBOX_HEADER = re.compile(rb"2 M([0-9a-f]+) C[0-9a-f]+\n")
 DBOX_SIZE = 16
+# Python runs one thread at a time, so that more than one core takes more than one process.
+PROCESS = [sys.executable, "-I", "-c", "import sys; sys.path.insert(0, sys.argv[1]); from letterlock import stored; stored.answer()"]
 ZSTD = b"\x28\xb5\x2f\xfd"
+BARE_LF = re.compile(rb"(?<!\r)\n")
 # Other compression, and Dovecot's own encryption.
 FOREIGN = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"CRYPTED\x03\x07")
 
@@ -58,12 +69,20 @@ def hash_of(stored: bytes | None) -> str:
         return ""
     if stored.startswith(ZSTD):
         try:
-            stored = zstandard.ZstdDecompressor().decompressobj().decompress(stored)
+            stored = decompressor().decompressobj().decompress(stored)
         except zstandard.ZstdError:
             return ""
-    if stored.count(b"\n") != stored.count(b"\r\n"):
-        stored = stored.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
+    if BARE_LF.search(stored):
+        # Mostly all lines are alike.
+        bare = stored.replace(b"\r\n", b"\n") if b"\r" in stored else stored
+        stored = bare.replace(b"\n", b"\r\n")
     return hashlib.sha256(stored).hexdigest()
+
+
+@cache
+def decompressor() -> zstandard.ZstdDecompressor:
+    """Return the one decompressor of this process, which is not for threads: making one costs as much as a message."""
+    return zstandard.ZstdDecompressor()
 
 
 def encoded(name: str) -> str:
@@ -115,3 +134,25 @@ def hashes(home: Path, mailbox: str, known: dict[int, str]) -> dict[int, str]:
         else:
             found[uid] = known[uid]
     return found
+
+
+def answer() -> None:
+    """Answer each line of standard input, [home, mailbox, [[UID, hash that is known]]], with a line [[UID, hash]]."""
+    for line in sys.stdin:
+        home, mailbox, known = json.loads(line)
+        print(json.dumps(list(hashes(Path(home), mailbox, dict(known)).items())))
+
+
+def ask(mailboxes: list[Mailbox]) -> list[dict[int, str]]:
+    """Return the hashes of *mailboxes*, by a process of their own. It ends when nobody asks any more."""
+    lines = (json.dumps([str(home), mailbox, list(known.items())]) + "\n" for home, mailbox, known in mailboxes)
+    done = subprocess.run(
+        [*PROCESS, str(Path(__file__).parents[1])], input="".join(lines), stdout=subprocess.PIPE, encoding="utf-8", check=True
+    )
+    return [dict(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def all_hashes(mailboxes: list[Mailbox]) -> Iterable[dict[int, str]]:
+    """Return the hashes of each of *mailboxes*, in order, on all cores."""
+    groups = list(bounded_map(ask, (mailboxes[first::WORKERS] for first in range(WORKERS))))
+    return (groups[number % WORKERS][number // WORKERS] for number in range(len(mailboxes)))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from letterlock import drill, marks, plan, policies, restic, restore, stored
+from letterlock import backup, drill, marks, plan, policies, restic, restore, stored
 
 DBOX = b"2 M1e C6b05ebfb\n\x01\x02N          %016x\n%s\n\x01\x03\nG00\n\n"
 
@@ -57,6 +60,38 @@ def test_maildir_has_its_uids_in_a_list(tmp_path):
     (folder / "cur" / "1.M1.host,S=3:2,FS").write_text("a\n")
     (folder / "new" / "3.M3.host").write_text("b\n")
     assert stored.hashes(tmp_path, "Archive", {}) == {4: hashlib.sha256(b"a\r\n").hexdigest()}
+
+
+def test_hashes_of_many_mailboxes_come_in_their_order(tmp_path):
+    """From several processes; what is known is taken, and an account without mail has none."""
+    homes = []
+    for number in range(5):
+        homes.append(tmp_path / str(number))
+        folder = homes[-1] / "sdbox" / "mailboxes" / "INBOX" / "dbox-Mails"
+        folder.mkdir(parents=True)
+        (folder / f"u.{number}").write_bytes(DBOX % (1, b"%d" % number))
+    wanted = [(home, "INBOX", {3: "known"}) for home in homes] + [(tmp_path / "none", "INBOX", {})]
+    expected = [{number: "known" if number == 3 else hashlib.sha256(b"%d" % number).hexdigest()} for number in range(5)]
+    assert list(stored.all_hashes(wanted)) == [*expected, {}]
+
+
+def test_what_restic_says_it_did_is_taken_for_what_is_there(tmp_path):
+    """Directory by directory, however the files of several are mixed; what it does not name is missing."""
+    work = backup.Backup.__new__(backup.Backup)
+    work.settings = SimpleNamespace(mail_root=Path("/srv/mail"))
+    work.outcome, work.arguments = backup.Outcome(messages=4), list
+    items = [
+        "d/a/box/u.1", "d/b/Maildir/cur/9.M1:2,S", "d/a/box/u.2", "d/a/box/", "d/b/Maildir/cur/", "d/b/Maildir/new/8.M1", "d/b/Maildir/",
+    ]
+    said = [{"message_type": "verbose_status", "item": f"/srv/mail/{item}"} for item in items]
+    work.restic = SimpleNamespace(messages=lambda *_, **__: [*said, {"message_type": "summary", "snapshot_id": "5"}])
+    summary: dict = {}
+    assert list(work.backed_up(summary)) == [("d/a/box", {"u.1", "u.2"}), ("d/b/Maildir", {"9.M1", "8.M1"})]
+    assert summary["snapshot_id"] == "5"
+    with (tmp_path / "spool").open("w+") as spool:
+        for line in (["d/a/box", ["u.1", "u.3"]], ["d/b/Maildir", ["9.M1:2,FS"]], ["d/c/box", ["u.7"]]):
+            spool.write(json.dumps(line) + "\n")
+        assert list(work.not_among(work.backed_up({}), spool)) == [("d/a/box", "u.3"), ("d/c/box", "u.7")]
 
 
 def test_a_restored_message_is_no_younger_for_it(tmp_path):
