@@ -126,6 +126,73 @@ def test_an_erasure_says_what_backups_still_hold(store):
     assert f"copies in backups: in snapshots until {until}" in done.stdout, done
 
 
+def test_what_was_erased_is_in_no_snapshot_on_the_day_that_was_printed(host, store, vault):
+    """An account's mail, and the backups of that time."""
+    name, account = host.check_output("hostname"), "gone@letterlock.test"
+    home = f"{store.root}/letterlock.test/gone"
+    host.check_output(f"mkdir {home} && echo x >{home}/mail && chown -R --reference={store.root} {home}")
+    store.backup()
+    assert f"{home}/mail" in store.restic(f"ls latest --recursive {home}").stdout
+    said = store.letterlock(f"erase {account} --confirm {account}").stdout
+    day = re.search(r"in snapshots until ([\d-]+)", said).group(1)
+    store.backup()
+    # Of that day's own backup. A moved clock does not move restic's.
+    host.check_output("echo that day >/root/old")
+    made = store.restic(f"backup --json --host {name} --tag letterlock --time '{day} 00:00:00' /root/old").stdout.splitlines()[-1]
+    done = vault.forget(clock="+31d")
+    assert done.rc == 0, done
+    assert f"{home}/mail" not in vault.restic(f"find --host {name} mail").stdout
+    assert vault.restic(f"snapshots --host {name}").stdout.count(name) == 1
+    assert vault.restic(f"forget {json.loads(made)['snapshot_id']}").rc == 0
+    assert "0 failures" in store.backup()
+
+
+def test_certificates_and_a_limit_where_the_operator_says_so(host, site, store):
+    """The keys of TLS are in the backup, and it takes the seconds that its limit means."""
+    site.converge(mail_backup_certificates=True, mail_backup_upload_limit=150)
+    file = f"{store.root}/letterlock.test/ada/incompressible"
+    host.check_output(f"head -c 1500000 /dev/urandom >{file}")
+    begun = time.monotonic()
+    store.backup()
+    assert time.monotonic() - begun > 1500000 / 1024 / 150 - 1
+    listed = store.restic("ls latest --recursive /etc/letterlock/tls").stdout
+    assert ".key" in listed, listed
+    host.check_output(f"rm {file}")
+    site.converge()
+    store.backup()
+    assert "/etc/letterlock/tls/" not in store.restic("ls latest --recursive /etc/letterlock").stdout
+
+
+def test_over_sftp(host, store, site, vault):
+    """To an account of another host, whose key is known, by a key of root's; the old repository is told from the new one."""
+    if not vault.appends_only:
+        pytest.skip("the server is the other scenario's")
+    server, keeper, state = vault.host, f"keeper-{vault.name}", "/var/lib/letterlock/backup/state.json"
+    host.check_output("ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519")
+    key = server.check_output("cat /etc/ssh/ssh_host_ed25519_key.pub")
+    host.check_output(f"echo 'store.letterlock.test {key}' >/root/.ssh/known_hosts")
+    public = host.check_output("cat /root/.ssh/id_ed25519.pub")
+    server.check_output(
+        f"useradd --create-home {keeper} && install -d -o {keeper} -m 0700 /home/{keeper}/.ssh && "
+        f"echo '{public}' >/home/{keeper}/.ssh/authorized_keys"
+    )
+    elsewhere = {"mail_backup_repository": f"sftp:{keeper}@store.letterlock.test:mail", "mail_backup_ca_file": "",
+                 "mail_backup_pruned_by": "", "mail_backup_pruner_password": ""}
+    site.converge(**elsewhere)
+    refused = store.letterlock("backup run")
+    assert refused.rc == 1
+    assert state in refused.stderr, refused
+    host.check_output(f"mv {state} /root/state.json")
+    said = store.backup()
+    assert "made the repository" in said
+    assert "0 failures" in said
+    assert store.letterlock("backup check").rc == 0
+    assert store.letterlock("backup restore --dry-run").rc == 0
+    host.check_output(f"mv /root/state.json {state} && rm /root/.ssh/id_ed25519*")
+    site.converge()
+    assert "0 failures" in store.backup()
+
+
 def test_the_units_are_sandboxed(host):
     """By systemd's own score."""
     for unit in ("letterlock-backup", "letterlock-backup-check"):

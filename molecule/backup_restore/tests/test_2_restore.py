@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import smtplib
-import threading
 import time
 
+import busy
 import clients
 
 USERS = ["ada@letterlock.test", "bob@letterlock.test", "grace@example.test"]
 BUSY = "bob@letterlock.test"
-LOAD_SECONDS = 14
 
 
 def seen(store) -> dict:
@@ -77,7 +75,7 @@ def test_what_came_in_since_the_loss_is_kept(host, mail, store):
     now = store.seen(USERS[0])
     assert now["INBOX"][0] == before[USERS[0]]["INBOX"][0]
     assert now["INBOX"][1][:-1] == before[USERS[0]]["INBOX"][1]
-    assert len(subjects(mail, USERS[0]) & {"meanwhile"}) == 1
+    assert "meanwhile" in busy.subjects(mail, USERS[0])
     assert {user: store.seen(user) for user in USERS[1:]} == {user: before[user] for user in USERS[1:]}
     assert not host.check_output(f"find {store.root} -maxdepth 1 -name '.letterlock*'")
     assert "0 failures" in store.backup()
@@ -190,85 +188,17 @@ def test_held_mail_comes_back_hidden(host, store):
     assert store.letterlock("hold show case-1").stdout == before
 
 
-class Load(threading.Thread):
-    """Delivers to one account for some seconds, and expunges from it at the same time."""
-
-    def __init__(self, mail, *, expunges: bool) -> None:
-        """Deliver, or expunge, until the seconds are over."""
-        super().__init__(daemon=True)
-        self.mail, self.expunges = mail, expunges
-        self.acknowledged: list[tuple[float, str]] = []
-        self.expunged = 0
-
-    def run(self) -> None:
-        """Go on until it is time."""
-        deadline = time.monotonic() + LOAD_SECONDS
-        if self.expunges:
-            self.expunge(deadline)
-        while time.monotonic() < deadline:
-            self.deliver()
-
-    def deliver(self) -> None:
-        """Deliver messages over one connection."""
-        host, authority = self.mail.host, self.mail.ca_file
-        with clients.LMTPS(host["address"], host["lmtp_port"], clients.tls_context(authority)) as client:
-            client.ehlo_or_helo_if_needed()
-            for number in range(50):
-                identity = f"load-{id(self)}-{time.monotonic_ns()}-{number}"
-                message = f"Subject: {identity}\r\n\r\n{'0123456789abcdef' * 100}\r\n".encode()
-                try:
-                    client.sendmail("s@example.org", [BUSY], message)
-                except smtplib.SMTPException:
-                    continue
-                self.acknowledged.append((time.time(), identity))
-
-    def expunge(self, deadline: float) -> None:
-        """Expunge and flag what has come in, as a user would, but nothing that other tests know."""
-        with clients.imap(*self.mail.login(BUSY)) as client:
-            client.select("INBOX")
-            while time.monotonic() < deadline:
-                client.noop()
-                _, found = client.uid("SEARCH", "SUBJECT", "load-", "UNFLAGGED")
-                uids = found[0].decode().split()
-                if len(uids) < 6:
-                    continue
-                client.uid("STORE", ",".join(uids[1::3][:20]), "+FLAGS", "(\\Flagged)")
-                doomed = uids[::3][:20]
-                client.uid("STORE", ",".join(doomed), "+FLAGS", "(\\Deleted)")
-                client.expunge()
-                self.expunged += len(doomed)
-
-
-def subjects(mail, user: str = BUSY) -> set[str]:
-    """Return the subjects in an account's INBOX."""
-    with clients.imap(*mail.login(user)) as client:
-        client.select("INBOX", readonly=True)
-        _, answers = client.fetch("1:*", "(BODY.PEEK[HEADER.FIELDS (SUBJECT)])")
-        return {answer[1].decode().removeprefix("Subject: ").strip() for answer in answers if isinstance(answer, tuple)}
-
-
 def test_a_backup_of_a_mailbox_that_never_rests(host, mail, store):
     """Deliveries, flags and expunges at full speed: what was acknowledged before and not expunged is there, and readable."""
-    load = [Load(mail, expunges=False), Load(mail, expunges=False), Load(mail, expunges=True)]
-    for each in load:
-        each.start()
-    time.sleep(3)
-    begun = time.time()
-    said = store.backup()
-    for each in load:
-        each.join()
-    assert "0 failures" in said, said
-    delivered = [(moment, identity) for each in load for moment, identity in each.acknowledged]
-    assert len(delivered) > 200, "too little load to prove anything"
-    assert load[2].expunged > 20
-    left = subjects(mail)
+    before, a_second = busy.backup_under_load(mail, store, [BUSY])
+    assert a_second > 15, "too little load to prove anything"
+    left = busy.subjects(mail, BUSY)
     host.check_output(f"rm -rf {store.root}/letterlock.test/bob")
     restored = store.letterlock(f"backup restore {BUSY}")
     assert restored.rc == 0, restored.stdout
-    there = subjects(mail)
-    lost = {identity for moment, identity in delivered if moment < begun and identity in left} - there
-    assert not lost
-    assert {f"bob-{number}" for number in range(6) if number != 3} <= there
+    there = busy.subjects(mail, BUSY)
+    assert not before & left.keys() - there.keys()
+    assert {f"bob-{number}" for number in range(6) if number != 3} <= there.keys()
 
 
 def test_a_role_that_is_switched_off_leaves_nothing_behind(host, mail, site, vault):

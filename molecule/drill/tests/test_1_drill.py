@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 
+import busy
 import clients
 import pytest
 import testinfra
 
 USERS = ["ada@letterlock.test", "bob@letterlock.test", "grace@example.test", "held@letterlock.test"]
+BUSY = ["bob@letterlock.test", "grace@example.test"]
 SCRATCH = {"deb12": "scratch12", "deb13": "scratch13"}
 
 
@@ -90,6 +92,41 @@ def test_what_differs_is_told(host, mail, store, site, tmp_path):
     assert any(difference.startswith("grace@example.test") for difference in report["differences"]), report
     assert "Not proven" in next(tmp_path.glob("*.html")).read_text()
     store.backup()
+
+
+def test_a_backup_of_mail_that_never_rests(host, mail, store, site, tmp_path):
+    """Some 200 messages a second come in, some are flagged, some expunged: what was acknowledged before and not expunged is there."""
+    before, a_second = busy.backup_under_load(mail, store, BUSY)
+    print(f"{a_second:.0f} messages a second")
+    assert a_second > 60, "too little load to prove anything"
+    manifests = {}
+    for user in BUSY:
+        local, domain = user.split("@")
+        made = json.loads(host.check_output(f"cat /var/lib/letterlock/backup/stage/manifests/{domain}/{local}.json"))
+        manifests[user] = {message[0] for box in made["mailboxes"] if box["name"] == "INBOX" for message in box["messages"]}
+    for user in BUSY:
+        left = busy.subjects(mail, user)
+        acknowledged = {left[subject] for subject in before & left.keys()}
+        assert acknowledged
+        assert acknowledged <= manifests[user]
+    run, report = drill(site, SCRATCH[mail.host["name"]], tmp_path)
+    assert run.code == 0, run.output
+    assert report["proven"], report
+    assert report["imap_hashes"] > sum(map(len, manifests.values())) - report["gone"]
+
+
+def test_a_repository_that_is_damaged(mail, store, site):
+    """A flipped byte in a pack: the drill fails, and says that it is the repository."""
+    store.backup()
+    server = scratch_host("store")
+    packs = f"find /srv/backups/{mail.host['name']}/mail/data -type f -printf '%s %p\\n' | sort -n | tail -1 | cut -d' ' -f2"
+    pack = server.check_output(packs)
+    kept = f"/root/pack-{mail.host['name']}"
+    server.check_output(f"cp -a {pack} {kept} && chmod u+w {pack} && printf X | dd of={pack} bs=1 seek=2000 conv=notrunc")
+    run = site.run(f"--limit={SCRATCH[mail.host['name']]}", playbook="playbooks/restore_drill.yml")
+    server.check_output(f"cp -a {kept} {pack}")
+    assert run.code != 0
+    assert "damaged" in run.output, run.output
 
 
 def test_mail_of_dovecot_2_3_on_2_4(mail, store, site, tmp_path):

@@ -121,13 +121,13 @@ def path_of(stage: Path, account: str) -> Path:
 
 
 def hashes_in(stage: Path, account: str) -> dict[str, dict[int, str]]:
-    """Return {mailbox GUID: {UID: hash}} of the manifest of *account* that is in *stage*, if there is one."""
+    """Return {mailbox GUID: {UID: hash}} of the manifest of *account* that is in *stage*, if there is one, of what has a hash."""
     try:
         before = json.loads(path_of(stage, account).read_bytes())
     except FileNotFoundError:
         return {}
     at = MESSAGE.index("hash")
-    return {box["guid"]: {message[0]: message[at] for message in box["messages"]} for box in before["mailboxes"]}
+    return {box["guid"]: {message[0]: message[at] for message in box["messages"] if message[at]} for box in before["mailboxes"]}
 
 
 def write(stage: Path, manifest: dict) -> None:

@@ -83,6 +83,17 @@ def meaning(said: str, code: int) -> str:
     return f"{found} (restic: {last})" if found else f"restic: exit code {code}: {last}"
 
 
+def parsed(line: str) -> dict:
+    """Return the JSON message in *line*, or an empty one.
+
+    >>> parsed('{"message_type": "summary"}'), parsed("repository opened")
+    ({'message_type': 'summary'}, {})
+    """
+    with contextlib.suppress(ValueError):
+        return json.loads(line)
+    return {}
+
+
 class Restic:
     """One repository."""
 
@@ -104,15 +115,13 @@ class Restic:
         found = re.search(r"(\d+)\.(\d+)", self.run_once("version", seconds=REACH_SECONDS))
         return tuple(map(int, found.groups())) if found else (0,)
 
-    def messages(self, *arguments: str, accept: tuple[int, ...] = (0,)) -> Iterator[dict]:
-        """Yield the JSON messages of one command as they come; raise Fault when its exit code is none to *accept*."""
+    def lines(self, *arguments: str, accept: tuple[int, ...] = (0,)) -> Iterator[str]:
+        """Yield the lines of one command, which are JSON, as they come; raise Fault when its exit code is none to *accept*."""
         with tempfile.TemporaryFile() as errors, subprocess.Popen(
             ["restic", "--json", *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors,
             encoding="utf-8", errors="replace",
         ) as process:
-            for line in process.stdout:
-                with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+            yield from process.stdout
             code = process.wait()
             if code not in accept:
                 errors.seek(0)

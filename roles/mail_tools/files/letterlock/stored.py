@@ -29,8 +29,8 @@ except ModuleNotFoundError:
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    # A mailbox: home of its account, name, {UID: hash} of what is known.
-    Mailbox = tuple[Path, str, dict[int, str]]
+    # A mailbox: home of its account, name, UIDs whose hashes are known.
+    Mailbox = tuple[Path, str, set[int]]
 
 # A dbox file says how long the header of its message is, which ends in the message's size; both are hexadecimal.
 DBOX_HEADER = re.compile(rb"2 M([0-9a-f]+) C[0-9a-f]+\n")
@@ -120,35 +120,31 @@ def files_of(home: Path, mailbox: str) -> Iterator[tuple[int, Path]]:
             yield int(uid), found
 
 
-def hashes(home: Path, mailbox: str, known: dict[int, str]) -> dict[int, str]:
-    """Return {UID: hash} of the messages of an account's *mailbox* without reading again what is *known* by its UID."""
+def hashes(home: Path, mailbox: str, known: set[int]) -> dict[int, str]:
+    """Return {UID: hash} of the messages of an account's *mailbox* whose UIDs are not *known*: those are not read again."""
     found = {}
     for uid, file in files_of(home, mailbox):
-        if not known.get(uid):
+        if uid not in known:
             try:
                 data = file.read_bytes()
             except FileNotFoundError:
                 # It was expunged, or renamed with its flags: the next backup will know.
                 continue
             found[uid] = hash_of(octets_of_dbox(data) if file.name.startswith("u.") else data)
-        else:
-            found[uid] = known[uid]
     return found
 
 
 def answer() -> None:
-    """Answer each line of standard input, [home, mailbox, [[UID, hash that is known]]], with a line [[UID, hash]]."""
+    """Answer each line of standard input, [home, mailbox, UIDs that are known], with a line [[UID, hash]]."""
     for line in sys.stdin:
         home, mailbox, known = json.loads(line)
-        print(json.dumps(list(hashes(Path(home), mailbox, dict(known)).items())))
+        print(json.dumps(list(hashes(Path(home), mailbox, set(known)).items())))
 
 
 def ask(mailboxes: list[Mailbox]) -> list[dict[int, str]]:
     """Return the hashes of *mailboxes*, by a process of their own. It ends when nobody asks any more."""
-    lines = (json.dumps([str(home), mailbox, list(known.items())]) + "\n" for home, mailbox, known in mailboxes)
-    done = subprocess.run(
-        [*PROCESS, str(Path(__file__).parents[1])], input="".join(lines), stdout=subprocess.PIPE, encoding="utf-8", check=True
-    )
+    lines = "".join(json.dumps([str(home), mailbox, list(known)]) + "\n" for home, mailbox, known in mailboxes)
+    done = subprocess.run([*PROCESS, str(Path(__file__).parents[1])], input=lines, stdout=subprocess.PIPE, encoding="utf-8", check=True)
     return [dict(json.loads(line)) for line in done.stdout.splitlines()]
 
 
