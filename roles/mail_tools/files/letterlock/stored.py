@@ -142,9 +142,11 @@ def answer() -> None:
 
 
 def ask(mailboxes: list[Mailbox]) -> list[dict[int, str]]:
-    """Return the hashes of *mailboxes*, by a process of their own. It ends when nobody asks any more."""
+    """Return the hashes of *mailboxes*, by a process of their own, which ends when nobody asks any more; raise OSError."""
     lines = "".join(json.dumps([str(home), mailbox, list(known)]) + "\n" for home, mailbox, known in mailboxes)
-    done = subprocess.run([*PROCESS, str(Path(__file__).parents[1])], input=lines, stdout=subprocess.PIPE, encoding="utf-8", check=True)
+    done = subprocess.run([*PROCESS, str(Path(__file__).parents[1])], input=lines, stdout=subprocess.PIPE, encoding="utf-8", check=False)
+    if done.returncode:
+        raise OSError(f"the process that reads messages for their hashes ended with {done.returncode}; its journal says more")
     return [dict(json.loads(line)) for line in done.stdout.splitlines()]
 
 
