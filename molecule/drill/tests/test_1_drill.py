@@ -112,7 +112,7 @@ def test_a_backup_of_mail_that_never_rests(host, mail, store, site, tmp_path):
     run, report = drill(site, SCRATCH[mail.host["name"]], tmp_path)
     assert run.code == 0, run.output
     assert report["proven"], report
-    assert report["imap_hashes"] > sum(map(len, manifests.values())) - report["gone"]
+    assert report["imap_hashes"] > 200
 
 
 def test_a_repository_that_is_damaged(mail, store, site):
@@ -126,7 +126,7 @@ def test_a_repository_that_is_damaged(mail, store, site):
     run = site.run(f"--limit={SCRATCH[mail.host['name']]}", playbook="playbooks/restore_drill.yml")
     server.check_output(f"cp -a {kept} {pack}")
     assert run.code != 0
-    assert "damaged" in run.output, run.output
+    assert "the repository is damaged" in run.output, run.output
 
 
 def test_mail_of_dovecot_2_3_on_2_4(mail, store, site, tmp_path):

@@ -51,6 +51,8 @@ MEANINGS = {
     "Is there a repository at the following location": "there is no repository at mail_backup_repository",
     "repository is already locked": LOCKED,
     "repository contains errors": "the repository is damaged",
+    # Of a restore: a pack was changed, or holds something else than its index says.
+    "ciphertext verification failed": "the repository is damaged",
     "no space left on device": "a disk is full: the repository's, or on a restore this host's",
     "Not enough Storage": "the repository's disk is full",
 }
@@ -70,7 +72,8 @@ def is_damage(line: str) -> bool:
     >>> is_damage("pack 57fb: blob size does not match"), is_damage("pack 57fb contained in several indexes: {2b 35}")
     (True, False)
     """
-    return line.strip().lower().startswith(("pack ", "error ", "decrypting ")) and "contained in several indexes" not in line
+    found = line.strip().lower().startswith(("pack ", "error ", "decrypting ")) or "ciphertext verification failed" in line
+    return found and "contained in several indexes" not in line
 
 
 def meaning(said: str, code: int) -> str:

@@ -53,6 +53,8 @@ def test_which_snapshot_is_meant():
 
 @pytest.mark.parametrize(("said", "means"), [
     ("Fatal: wrong password or no key found\n", "mail_backup_password does not open"),
+    ("ignoring error for /a: decrypting blob <data/e3> from d2 failed: ciphertext verification failed\nFatal: There were 2 errors\n",
+     "the repository is damaged (restic: ignoring error for /a: decrypting"),
     ("Fatal: unable to open config file: x\nIs there a repository at the following location?\n/srv/x\n", "there is no repository at"),
     ("dial tcp 127.0.0.1:8000: connect: connection refused\n", "the repository can't be reached"),
     ("something else\n", "restic: exit code 1: something else"),
