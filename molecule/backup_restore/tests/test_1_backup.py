@@ -156,7 +156,7 @@ def test_certificates_and_a_limit_where_the_operator_says_so(host, site, store):
     store.backup()
     assert time.monotonic() - begun > 1500000 / 1024 / 150 - 1
     listed = store.restic("ls latest --recursive /etc/letterlock/tls").stdout
-    assert ".key" in listed, listed
+    assert "/key.pem" in listed, listed
     host.check_output(f"rm {file}")
     site.converge()
     store.backup()
@@ -181,7 +181,8 @@ def test_over_sftp(host, store, site, vault):
     site.converge(**elsewhere)
     refused = store.letterlock("backup run")
     assert refused.rc == 1
-    assert state in refused.stderr, refused
+    assert "mail_backup_repository holds no repository" in refused.stderr, refused
+    assert f"remove {state}" in refused.stderr
     host.check_output(f"mv {state} /root/state.json")
     said = store.backup()
     assert "made the repository" in said

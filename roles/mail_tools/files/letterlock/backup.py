@@ -154,7 +154,10 @@ class Backup:
         identity = self.restic.identity()
         if identity is None:
             if known:
-                raise Fault(f"mail_backup_repository holds no repository; this host's backups went to one with the identity {known}")
+                raise Fault(
+                    f"mail_backup_repository holds no repository; this host's backups went to one with the identity {known}; "
+                    f"if it was changed on purpose, remove {HOME / 'state.json'}"
+                )
             self.restic.run("init")
             identity = self.restic.identity()
             self.say("made the repository")
