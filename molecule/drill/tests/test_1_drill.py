@@ -115,20 +115,6 @@ def test_a_backup_of_mail_that_never_rests(host, mail, store, site, tmp_path):
     assert report["imap_hashes"] > 200
 
 
-def test_a_repository_that_is_damaged(mail, store, site):
-    """A flipped byte in a pack: the drill fails, and says that it is the repository."""
-    store.backup()
-    server = scratch_host("store")
-    packs = f"find /srv/backups/{mail.host['name']}/mail/data -type f -printf '%s %p\\n' | sort -n | tail -1 | cut -d' ' -f2"
-    pack = server.check_output(packs)
-    kept = f"/root/pack-{mail.host['name']}"
-    server.check_output(f"cp -a {pack} {kept} && chmod u+w {pack} && printf X | dd of={pack} bs=1 seek=2000 conv=notrunc")
-    run = site.run(f"--limit={SCRATCH[mail.host['name']]}", playbook="playbooks/restore_drill.yml")
-    server.check_output(f"cp -a {kept} {pack}")
-    assert run.code != 0
-    assert "the repository is damaged" in run.output, run.output
-
-
 def test_mail_of_dovecot_2_3_on_2_4(mail, store, site, tmp_path):
     """The next release takes the mail of this one as it is; a sample of the texts is read."""
     if mail.host["name"] != "deb12":
