@@ -95,7 +95,7 @@ def test_what_differs_is_told(host, mail, store, site, tmp_path):
 
 
 def test_a_backup_of_mail_that_never_rests(host, mail, store, site, tmp_path):
-    """Some 200 messages a second come in, some are flagged, some expunged: what was acknowledged before and not expunged is there."""
+    """Messages come in at full speed, some are flagged, some expunged: what was acknowledged before and not expunged is there."""
     before, a_second = busy.backup_under_load(mail, store, BUSY)
     print(f"{a_second:.0f} messages a second")
     assert a_second > 60, "too little load to prove anything"
@@ -113,6 +113,25 @@ def test_a_backup_of_mail_that_never_rests(host, mail, store, site, tmp_path):
     assert run.code == 0, run.output
     assert report["proven"], report
     assert report["imap_hashes"] > 200
+
+
+def test_a_repository_that_is_damaged(mail, store, site, tmp_path):
+    """A flipped byte in what the newest snapshot brought: the drill fails, and says that it is the repository."""
+    server, name = scratch_host("store"), mail.host["name"]
+    server.check_output(f"touch /root/before-{name}")
+    mail.deliver(BUSY[1], b"Subject: new\r\n\r\n" + b"0123456789abcdef\r\n" * 1000)
+    store.backup()
+    pack = server.check_output(
+        f"find /srv/backups/{name}/mail/data -type f -newer /root/before-{name} -printf '%s %p\\n' | sort -n | tail -1 | cut -d' ' -f2"
+    )
+    server.check_output(
+        f"cp -a {pack} /root/pack-{name} && chmod u+w {pack} && "
+        f"printf XXXX | dd of={pack} bs=1 seek=$(($(stat --format %s {pack}) / 2)) conv=notrunc"
+    )
+    run = site.run(f"--limit={SCRATCH[name]}", playbook="playbooks/restore_drill.yml", restore_drill_reports=str(tmp_path))
+    server.check_output(f"cp -a /root/pack-{name} {pack}")
+    assert run.code != 0
+    assert "the repository is damaged" in run.output, run.output
 
 
 def test_mail_of_dovecot_2_3_on_2_4(mail, store, site, tmp_path):

@@ -152,5 +152,5 @@ def ask(mailboxes: list[Mailbox]) -> list[dict[int, str]]:
 
 def all_hashes(mailboxes: list[Mailbox]) -> Iterable[dict[int, str]]:
     """Return the hashes of each of *mailboxes*, in order, on all cores."""
-    groups = list(bounded_map(ask, (mailboxes[first::WORKERS] for first in range(WORKERS))))
+    groups = list(bounded_map(ask, (mailboxes[first::WORKERS] for first in range(min(WORKERS, len(mailboxes))))))
     return (groups[number % WORKERS][number // WORKERS] for number in range(len(mailboxes)))
