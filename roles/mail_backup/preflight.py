@@ -48,6 +48,15 @@ def password_faults(variables: dict) -> list[str]:
     return found
 
 
+def ca_faults(variables: dict) -> list[str]:
+    """Return why the CA of the repository's server can't be brought to the host. The kit's own is made later in the same run."""
+    file = Path(variables["mail_backup_ca_file"])
+    made = Path(variables["mail_tls_ca_directory"]) / "ca.crt"
+    if not variables["mail_backup_ca_file"] or file.is_file() or (variables["mail_tls_source"] == "private_ca" and file == made):
+        return []
+    return [f"mail_backup_ca_file: there is no file {file} on the host that runs the playbook"]
+
+
 def promise_faults(variables: dict) -> list[str]:
     """Return why mail is not gone everywhere when mail_backup_gone_after says."""
     if not variables["mail_backup_gone_after"]:
@@ -76,7 +85,7 @@ def faults(variables: dict, _host: dict) -> list[str]:
     if not REPOSITORY.fullmatch(repository):
         kind = repository.split(":")[0]
         found.append(f"mail_backup_repository: {kind!r} is neither an absolute path nor a kind of repository that restic knows")
-    found += password_faults(variables)
+    found += password_faults(variables) + ca_faults(variables)
     lasting = []
     for name in ("mail_backup_keep_for", "mail_backup_gone_after"):
         try:

@@ -18,25 +18,28 @@ import shutil
 import sqlite3
 import tempfile
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from letterlock import capture, locks, manifest, stored
+from letterlock import capture, locks, manifest, parts, stored
 from letterlock.accounts import place_of
-from letterlock.batches import chunks
+from letterlock.batches import chunks, read_lines
+from letterlock.changes import Changes, is_worth
 from letterlock.doveadm import ACCOUNTS_AT_ONCE, Doveadm, Failed
 from letterlock.durations import parse_duration, show_duration
 from letterlock.ledger import write_durably
-from letterlock.restic import INCOMPLETE, KEY_HINT_FILE, PRUNER_PASSWORD_FILE, TAG, Fault, Restic, parsed
+from letterlock.restic import INCOMPLETE, KEY_HINT_FILE, NO_PARENT, NO_REPOSITORY, PRUNER_PASSWORD_FILE, TAG, Fault, Restic, parsed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import TextIO
 
-FILE = Path("/etc/letterlock/dovecot/current/backup.json")
+CONFIGURATION = Path("/etc/letterlock")
+FILE = CONFIGURATION / "dovecot/current/backup.json"
 STATE = Path("/var/lib/letterlock")
 HOME = STATE / "backup"
 STAGE = HOME / "stage"
@@ -44,7 +47,6 @@ STAGE = HOME / "stage"
 MESSAGES_AT_ONCE = 100_000
 # restic passes over a file that is renamed under its eyes; what it missed it finds when it looks again.
 LOOKS = 4
-PROGRESS_SECONDS = 30
 # What restic says of most files, millions of them: a name without an escape, for which no JSON need be parsed.
 PLAIN_ITEM = re.compile(r'\{"message_type":"verbose_status","action":"[a-z ]+","item":"([^"\\]+)"')
 # The first restic that can do without a scan.
@@ -121,6 +123,9 @@ class Backup:
         self.outcome = Outcome()
         # Of all hosts, the oldest first.
         self.snapshots: list[dict] = []
+        self.scans_less = False
+        # Whether message files change their names: then restic may pass one over without a word.
+        self.renames = False
 
     def execute(self, *, adopt: bool = False) -> Outcome:
         """Do all of it; raise Fault or Refused when there is no snapshot to rely on."""
@@ -134,7 +139,7 @@ class Backup:
                 self.stage(spool)
                 opening.result()
             for left in reversed(range(LOOKS)):
-                missing = self.restic.patiently(lambda: self.snapshot(spool))
+                missing = self.restic.patiently(lambda: self.known_snapshot(spool, adopt=adopt))
                 passed_over = self.on_disk(missing)
                 if not passed_over:
                     break
@@ -145,12 +150,34 @@ class Backup:
         return self.outcome
 
     def open_repository(self, *, adopt: bool) -> None:
-        """Make the repository if this host never had one; raise Fault when the one it had is not there.
+        """Get to know the repository if this host has none yet; raise Fault or Refused.
+
+        That it is still the one it was shows when restic finds this host's last snapshot in it: to ask before would take half a
+        second, in which the password becomes a key.
+        """
+        state = read_state()
+        self.snapshots = state.get("snapshots", [])
+        if not state.get("last") or not self.snapshots:
+            self.get_to_know(state.get("repository"), adopt=adopt)
+        self.let_pruner_in()
+        self.scans_less = self.restic.version() >= SCANS_LESS
+
+    def known_snapshot(self, spool: TextIO, *, adopt: bool) -> list[tuple[str, str]]:
+        """Make the snapshot, and return what `snapshot` does; if this host's last one is not there, say what became of the repository."""
+        try:
+            return self.snapshot(spool)
+        except Fault as fault:
+            if not str(fault).startswith((NO_PARENT, NO_REPOSITORY)):
+                raise
+        self.get_to_know(read_state().get("repository"), adopt=adopt)
+        return self.snapshot(spool)
+
+    def get_to_know(self, known: str | None, *, adopt: bool) -> None:
+        """Make the repository if this host never had one; raise Fault when the one it had, of the *known* identity, is not there.
 
         A host that never made a backup, and finds some of its name, was lost and set up again: a backup of its empty
         mailboxes must not become the newest. It is refused unless it is to *adopt* them.
         """
-        known = read_state().get("repository")
         identity = self.restic.identity()
         if identity is None:
             if known:
@@ -173,7 +200,15 @@ class Backup:
                 "first (letterlock backup restore), or go on without it (letterlock backup run --adopt)"
             )
         write_state(repository=identity)
-        self.let_pruner_in()
+        self.note_snapshots()
+
+    def note_snapshots(self) -> None:
+        """Remember which snapshots of this host there are; of those that another host forgets, which it can't have forgotten yet."""
+        own = list(filter(self.is_own, self.snapshots))
+        if not self.settings.raw["prunes"]:
+            oldest = self.now - self.settings.keep_seconds
+            own = [snapshot for snapshot in own[:-1] if parse_time(snapshot["time"]) > oldest] + own[-1:]
+        write_state(snapshots=own)
 
     def is_own(self, snapshot: dict) -> bool:
         """Tell whether a snapshot is of this host."""
@@ -228,37 +263,68 @@ class Backup:
 
     def stage_accounts(self, accounts: list[str], before: dict[str, list[dict] | Failed], spool: TextIO) -> None:
         """Copy the indexes of *accounts* and write their manifests; *before* are the statuses of their mailboxes."""
+        last = {account: manifest.read(STAGE, account) for account in accounts}
+        since = self.changes(last, before)
         # Asked before the indexes are copied, because asking makes Dovecot cache a saved date that a busy delivery did not.
-        found = dict(manifest.messages(accounts, self.settings.held))
+        found = dict(manifest.messages(accounts, self.settings.held, {account: changes.query for account, changes in since.items()}))
+        self.ask_for_all(found, since, [
+            account for account, changes in since.items()
+            if isinstance(found[account], Failed) or not changes.is_whole(found[account])
+        ])
         for account in accounts:
             self.capture(self.home(account), spool)
-        hashes = self.hashes(before, accounts)
         after = manifest.statuses(accounts, self.settings.held)
-        busy = [account for account in accounts if after[account] != before[account]]
-        if busy:
-            found |= manifest.messages(busy, self.settings.held)
+        self.ask_for_all(found, since, [account for account in accounts if after[account] != before[account]])
+        hashes = self.hashes(last, before, found)
         for account in accounts:
             boxes, rows = before[account], found[account]
             if isinstance(boxes, Failed) or isinstance(rows, Failed):
                 self.outcome.failures.append(f"{account}: no manifest: {boxes if isinstance(boxes, Failed) else rows}")
-                manifest.path_of(STAGE, account).unlink(missing_ok=True)
+                parts.remove(manifest.path_of(STAGE, account))
                 continue
-            made = manifest.of_account(account, boxes, rows, hashes[account])
+            standing = since[account].standing if account in since else {}
+            made = manifest.of_account(account, boxes, rows, hashes[account], standing)
             manifest.write(STAGE, made)
             of_messages = [message for box in made["mailboxes"] for message in box["messages"]]
             self.outcome.messages += len(of_messages)
-            self.outcome.unhashed += sum(not message[manifest.MESSAGE.index("hash")] for message in of_messages)
+            self.outcome.unhashed += sum(not message[manifest.HASH] for message in of_messages)
 
-    def hashes(self, statuses: dict[str, list[dict] | Failed], accounts: list[str]) -> dict[str, dict[str, dict[int, str]]]:
-        """Return {account: {mailbox GUID: {UID: hash of the text}}}; what the last manifests have is not read again."""
-        found, wanted = {}, []
+    def changes(self, last: dict[str, dict | None], statuses: dict[str, list[dict] | Failed]) -> dict[str, Changes]:
+        """Return {account: what changed since its *last* manifest} of those that are asked for that only."""
+        return {
+            account: Changes(made, statuses[account]) for account, made in last.items()
+            if made and account not in self.settings.held and not isinstance(statuses[account], Failed)
+            and is_worth(account, statuses[account], self.now)
+        }
+
+    def ask_for_all(self, found: dict[str, list[dict] | Failed], since: dict[str, Changes], accounts: list[str]) -> None:
+        """Ask *accounts* for all messages, whatever was *found*; of their last manifests nothing holds any more."""
+        if accounts:
+            found |= manifest.messages(accounts, self.settings.held)
         for account in accounts:
-            if not isinstance(boxes := statuses[account], Failed):
-                found[account] = manifest.hashes_in(STAGE, account)
-                wanted += [(account, box, found[account].setdefault(box["guid"], {})) for box in boxes]
-        new = stored.all_hashes([(self.home(account), box["mailbox"], set(known)) for account, box, known in wanted])
-        for (*_, known), of_box in zip(wanted, new, strict=True):
-            known.update(of_box)
+            since.pop(account, None)
+
+    def hashes(
+        self, last: dict[str, dict | None], statuses: dict[str, list[dict] | Failed], rows: dict[str, list[dict] | Failed],
+    ) -> dict[str, dict[str, dict[int, str]]]:
+        """Return {account: {mailbox GUID: {UID: hash of the text}}}: what the *last* manifests have, and that of other *rows*."""
+        found: dict[str, dict[str, dict[int, str]]] = {}
+        wanted: list[tuple[Path, str, set[int]]] = []
+        of_wanted: list[dict[int, str]] = []
+        for account, made in last.items():
+            if isinstance(statuses[account], Failed) or isinstance(rows[account], Failed):
+                continue
+            found[account] = manifest.hashes_in(made)
+            uids: dict[str, set[int]] = {}
+            for row in rows[account]:
+                uids.setdefault(row["mailbox-guid"], set()).add(int(row["uid"]))
+            for box in statuses[account]:
+                known = found[account].setdefault(box["guid"], {})
+                if new := uids.get(box["guid"], set()) - known.keys():
+                    wanted.append((self.home(account), box["mailbox"], new))
+                    of_wanted.append(known)
+        for known, new in zip(of_wanted, stored.all_hashes(wanted), strict=True):
+            known.update(new)
         return found
 
     def home(self, account: str) -> Path:
@@ -271,15 +337,17 @@ class Backup:
             return
         try:
             captured = capture.capture(self.settings.mail_root, home, STAGE / "indexes")
-            spool.writelines(json.dumps([found.directory, found.names]) + "\n" for found in captured)
+            for found in captured:
+                self.renames = self.renames or found.renames
+                spool.write(json.dumps([found.directory, found.names]) + "\n")
         except (capture.Busy, OSError) as fault:
             self.outcome.failures.append(f"{home}: its indexes could not be copied: {fault}")
 
     def forget_accounts(self, accounts: list[str]) -> None:
         """Remove manifests and indexes of accounts that are gone."""
         kept = {manifest.path_of(STAGE, account) for account in accounts}
-        for file in (STAGE / "manifests").glob("*/*.json"):
-            if file not in kept:
+        for file in (STAGE / "manifests").glob("*/*"):
+            if file.with_name(parts.whole(file.name)) not in kept:
                 file.unlink()
         for staged in (STAGE / "indexes").glob("*/*"):
             if not (self.settings.mail_root / staged.relative_to(STAGE / "indexes")).is_dir():
@@ -314,32 +382,42 @@ class Backup:
             # Each pattern costs a tenth of a second for 100,000 files: one for both of capture.INDEXES.
             f"{literal(root)}/**/dovecot*.index*", f"{literal(root)}/.letterlock-erased-*",
             f"{literal(root)}/{SCRATCH}",
-            "/etc/letterlock/backup",
         ]
-        if not self.settings.raw["certificates"]:
-            excluded.append("/etc/letterlock/tls")
+        # Named for the same reason: to exclude what stays out would cost two patterns more.
+        apart = {"backup", *(() if self.settings.raw["certificates"] else ("tls",))}
+        configuration = sorted(str(each) for each in CONFIGURATION.iterdir() if each.name not in apart)
         limit = self.settings.raw["upload_limit"]
         # The first time it is mostly mail. If Dovecot has compressed that, it can't be made smaller; indexes can, later.
-        mostly_compressed = self.settings.raw["compressed"] and not any(map(self.is_own, self.snapshots))
+        own = [snapshot for snapshot in self.snapshots if self.is_own(snapshot) and GONE not in snapshot["tags"]]
+        mostly_compressed = self.settings.raw["compressed"] and not own
         return [
             *(["--limit-upload", str(limit)] if limit else []),
             *(["--compression", "off"] if mostly_compressed else []),
-            "backup", "--verbose=2", "--host", self.settings.host, "--tag", TAG,
+            "backup", *(["--verbose=2"] if self.renames else []), "--host", self.settings.host, "--tag", TAG,
             # Without a look beforehand at how much there is: how many messages there are is known.
-            *(["--no-scan"] if self.restic.version() >= SCANS_LESS else []),
-            *(word for pattern in excluded for word in ("--exclude", pattern)), root, str(STAGE), "/etc/letterlock",
+            *(["--no-scan"] if self.scans_less else []),
+            # By itself restic looks for one of the very same paths.
+            *(["--parent", own[-1]["id"]] if own else []),
+            *(word for pattern in excluded for word in ("--exclude", pattern)), root, str(STAGE), *configuration,
         ]
 
     def snapshot(self, spool: TextIO) -> list[tuple[str, str]]:
         """Make the snapshot; return (directory, name) of the message files of *spool* that are not in it."""
-        said: dict = {}
-        missing = list(self.not_among(self.backed_up(said), spool))
+        said: dict = {"unread": []}
+        if self.renames:
+            missing = list(self.not_among(self.backed_up(said), spool))
+        else:
+            # Here restic reads each file that is there, or says that it did not.
+            deque(self.backed_up(said), maxlen=0)
+            missing = sorted({*self.gone_by_now(spool), *said["unread"]})
         if "snapshot_id" not in said:
             raise Fault("restic ended well and named no snapshot")
         identity = self.outcome.snapshot = said["snapshot_id"]
         self.outcome.added += said["data_added"]
         made = datetime.datetime.now(datetime.UTC).isoformat()
         self.snapshots.append({"id": identity, "short_id": identity[:8], "time": made, "hostname": self.settings.host, "tags": [TAG]})
+        write_state(last=identity)
+        self.note_snapshots()
         return missing
 
     def backed_up(self, said: dict) -> Iterator[tuple[str, set[str]]]:
@@ -349,7 +427,6 @@ class Backup:
         """
         root = f"{self.settings.mail_root}/"
         under_way: dict[str, set[str]] = {}
-        done, last = 0, time.monotonic()
         for line in self.restic.lines(*self.arguments(), accept=(0, INCOMPLETE)):
             plain = PLAIN_ITEM.match(line)
             if plain:
@@ -357,7 +434,7 @@ class Backup:
             elif (message := parsed(line)).get("message_type") == "verbose_status":
                 item = message["item"]
             else:
-                said.update(message if message.get("message_type") == "summary" else {})
+                self.hear(message, said)
                 continue
             if not item.startswith(root):
                 continue
@@ -369,11 +446,28 @@ class Backup:
             if os.path.basename(directory) in ("cur", "new"):  # noqa: PTH119  # millions of them
                 directory = os.path.dirname(directory)  # noqa: PTH120  # so are these
             under_way.setdefault(directory, set()).add(stem(name))
-            done += 1
-            if time.monotonic() > last + PROGRESS_SECONDS:
-                last = time.monotonic()
-                self.say(f"{done} files of {self.outcome.messages} messages")
         yield from under_way.items()
+
+    def hear(self, message: dict, said: dict) -> None:
+        """Put restic's summary, and which files of the mail it could not read, into *said*; tell how far it is."""
+        kind = message.get("message_type")
+        if kind == "summary":
+            said.update(message)
+        elif kind == "status":
+            self.say(f"{message.get('files_done', 0)} files of {self.outcome.messages} messages")
+        elif kind == "error" and (item := message.get("item", "")).startswith(root := f"{self.settings.mail_root}/"):
+            said["unread"].append(os.path.split(item[len(root):]))
+
+    def gone_by_now(self, spool: TextIO) -> Iterator[tuple[str, str]]:
+        """Yield (directory, name) of the message files of *spool* that are not on the disk any more.
+
+        Some of them restic may have read before they were expunged: a restore is content with the rest.
+        """
+        for directory, names in read_lines(spool):
+            there: set[str] = set()
+            with contextlib.suppress(FileNotFoundError):
+                there.update(capture.names_in(self.settings.mail_root / directory))
+            yield from ((directory, name) for name in names if name not in there)
 
     @staticmethod
     def not_among(backed_up: Iterable[tuple[str, set[str]]], spool: TextIO) -> Iterator[tuple[str, str]]:
@@ -412,6 +506,7 @@ class Backup:
             self.restic.run("backup", "--host", self.settings.host, "--tag", f"{TAG},{GONE},{self.outcome.snapshot[:8]}", str(file))
             file.unlink()
             self.snapshots = self.restic.snapshots()
+            self.note_snapshots()
 
 
 def literal(path: str) -> str:

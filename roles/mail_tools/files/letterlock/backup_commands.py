@@ -82,11 +82,20 @@ def run(arguments: argparse.Namespace) -> int:
         success = {} if done.failures else {"last_success_timestamp_seconds": int(now)}
         seconds = round(time.monotonic() - started, 3)
         write_metrics(settings, messages=done.messages, added_bytes=done.added, failures=len(done.failures), seconds=seconds, **success)
-        if settings.raw["prunes"]:
-            forget_due(settings, work.snapshots, now, dry_run=False)
+        if settings.raw["prunes"] and is_due(settings, work.snapshots, now):
+            forget_due(settings, work.restic.snapshots(), now, dry_run=False)
         else:
             write_figures_of(settings, work.snapshots)
     return int(bool(done.failures))
+
+
+def is_due(settings: backup.Settings, remembered: list[dict], now: float) -> bool:
+    """Tell whether to ask the repository which snapshots are due: one that is *remembered* is, or they make no sense."""
+    try:
+        return bool(backup.due(settings, remembered, now))
+    except backup.Refused:
+        # Somebody may have removed that one by hand. If it is there, the repository's own list is refused, too.
+        return True
 
 
 def write_figures_of(settings: backup.Settings, snapshots: list[dict]) -> None:
@@ -106,7 +115,10 @@ def forget_due(settings: backup.Settings, snapshots: list[dict], now: float, *, 
         restic.run("prune")
         with locks.only_one(locks.RETENTION):
             record([{"kind": "forget", "snapshot": snapshot["id"], "made": snapshot["time"]} for snapshot in going], now)
-    write_figures_of(settings, [snapshot for snapshot in snapshots if snapshot not in going])
+    left = [snapshot for snapshot in snapshots if snapshot not in going]
+    write_figures_of(settings, left)
+    if not dry_run and not settings.raw.get("elsewhere"):
+        backup.write_state(snapshots=[snapshot for snapshot in left if snapshot["hostname"] == settings.host])
 
 
 def record(entries: list[dict], now: float) -> None:
@@ -167,7 +179,7 @@ def bring_back(arguments: argparse.Namespace) -> int:
         outcome = work.execute(wish, dry_run=arguments.dry_run)
         if not arguments.dry_run:
             if not wish.accounts and not wish.selective:
-                backup.write_state(repository=work.restic.identity())
+                backup.write_state(repository=work.repository)
             added = sum(outcome.added.values())
             record([{"kind": "restore", "snapshot": work.snapshot["id"], "host": work.host, "accounts": len(outcome.restored),
                      "added": added, "differences": len(outcome.differences)}], time.time())

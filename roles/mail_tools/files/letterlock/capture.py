@@ -13,18 +13,22 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
+import stat
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from letterlock import parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Of a mailbox, and of the list of mailboxes; each with a log.
 INDEXES = ("dovecot.index", "dovecot.list.index")
+# Where sdbox has a mailbox's messages, and what Maildir has beside its indexes.
+DBOX, MAILDIR = "dbox-Mails", {"cur", "new", "tmp"}
 LOCK_SECONDS = 60
 PAUSE_SECONDS = 0.01
 
@@ -39,6 +43,8 @@ class Messages:
 
     directory: str
     names: tuple[str, ...]
+    # Whether they are renamed when their flags change.
+    renames: bool
 
 
 def lock(path: Path) -> int | None:
@@ -87,57 +93,69 @@ def names_in(directory: Path) -> list[str]:
 
 
 def copy_changed(source: Path, target: Path) -> None:
-    """Copy *source* to *target* with its times, owner and mode, unless it is that copy already: what stays costs nothing."""
+    """Copy *source* to *target* with its times, owner and mode, in parts if it is large, and only what is not that copy already."""
     status = source.stat(follow_symlinks=False)
-    try:
-        before = target.stat(follow_symlinks=False)
-        if (before.st_size, before.st_mtime_ns) == (status.st_size, status.st_mtime_ns):
-            return
-    except FileNotFoundError:
-        pass
-    shutil.copy2(source, target, follow_symlinks=False)
-    os.chown(target, status.st_uid, status.st_gid)
+    there = [part.stat(follow_symlinks=False) for part in parts.of(target)]
+    newest = max((part.st_mtime_ns for part in there), default=0)
+    if newest == status.st_mtime_ns and sum(part.st_size for part in there) == status.st_size:
+        return
+    with source.open("rb") as stream:
+        for part in parts.write(target, status.st_size, lambda: stream.read(parts.BYTES)):
+            os.utime(part, ns=(status.st_atime_ns, status.st_mtime_ns))
+            part.chmod(stat.S_IMODE(status.st_mode))
+            os.chown(part, status.st_uid, status.st_gid)
 
 
-def copy_index(directory: Path, target: Path, index: str) -> None:
-    """Copy the files of *index* from *directory* to *target*, and remove from there what is no more; the lock is held."""
+def copy_index(directory: Path, target: Path, index: str, there: list[str]) -> None:
+    """Copy the files of *index*, of those that are *there*, from *directory* to *target*, and remove what is no more; the lock is held."""
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
-    names = {name for name in names_in(directory) if name.startswith(index) and not name.endswith((".lock", ".tmp", ".newlock"))}
+    names = {name for name in there if name.startswith(index) and not name.endswith((".lock", ".tmp", ".newlock"))}
     for name in names:
         copy_changed(directory / name, target / name)
     for name in names_in(target):
-        if name.startswith(index) and name not in names:
+        if name.startswith(index) and parts.whole(name) not in names:
             (target / name).unlink()
 
 
-def messages_in(directory: Path, root: Path) -> Iterator[Messages]:
-    """Yield the message files of a mailbox's *directory*: u.UID of sdbox, those in cur and new of Maildir."""
-    names = names_in(directory)
+def messages_in(directory: Path, root: Path, names: list[str]) -> Iterator[Messages]:
+    """Yield the message files of a mailbox's *directory*, which holds *names*: u.UID of sdbox, those in cur and new of Maildir."""
     relative = str(directory.relative_to(root))
     if dbox := [name for name in names if name.startswith("u.")]:
-        yield Messages(relative, tuple(dbox))
-    if {"cur", "new", "tmp"} <= set(names):
+        yield Messages(relative, tuple(dbox), renames=False)
+    if set(names) >= MAILDIR:
         found = [name for folder in ("cur", "new") for name in names_in(directory / folder)]
         if found:
-            yield Messages(relative, tuple(found))
+            yield Messages(relative, tuple(found), renames=True)
+
+
+def directories(home: Path) -> Iterator[Path]:
+    """Yield *home* and all directories below it that may hold indexes; what lies in a mailbox's own are messages, perhaps many."""
+    below = [home]
+    while below:
+        directory = below.pop()
+        yield directory
+        if directory.name == DBOX:
+            continue
+        # A mailbox may have been deleted since its parent was read.
+        with suppress(FileNotFoundError), os.scandir(directory) as entries:
+            below += [Path(entry.path) for entry in entries if entry.name not in MAILDIR and entry.is_dir(follow_symlinks=False)]
 
 
 def capture(root: Path, home: Path, stage: Path) -> Iterator[Messages]:
     """Copy the indexes of the account at *home*, below the mail's *root*, to *stage*; yield its message files. Raises Busy."""
     kept = set()
-    for folder, folders, names in os.walk(home):
-        directory = Path(folder)
+    for directory in directories(home):
         target = stage / directory.relative_to(root)
         found: list[Messages] = []
         for index in INDEXES:
-            if f"{index}.log" in names or index in names:
+            if (directory / f"{index}.log").is_file() or (directory / index).is_file():
                 with locked(directory, index):
-                    copy_index(directory, target, index)
+                    names = names_in(directory)
+                    copy_index(directory, target, index, names)
                     kept.add(str(target))
                     if index == INDEXES[0]:
-                        found = list(messages_in(directory, root))
+                        found = list(messages_in(directory, root, names))
         yield from found
-        folders[:] = [name for name in folders if name not in ("cur", "new", "tmp")]
     forget(stage / home.relative_to(root), kept)
 
 

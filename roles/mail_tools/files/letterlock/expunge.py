@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import TYPE_CHECKING
 
@@ -36,6 +37,11 @@ def batches(lines: Iterable[dict]) -> Iterator[list[dict]]:
 def uids_of(line: dict) -> list[int]:
     """Return the UIDs of a line of the plan."""
     return [uid for uid, *_ in line["going"]]
+
+
+def about_row(about: dict) -> dict:
+    """Return the row of a message that the ledger tells *about*."""
+    return {"guid": about["guid"], "date.saved.unixtime": about["saved"]}
 
 
 def is_complete(line: dict) -> bool:
@@ -90,8 +96,8 @@ class Expunger:
              **about, "policy": policy, "why": why}
             for line in lines for _, policy, why, about in line["going"]
         ], run.now)
-        self.expunge(lines)
-        left = self.left(lines)
+        doubtful = self.expunge(lines)
+        left = self.left([line for line in lines if id(line) in doubtful or not self.is_known(line)])
         with run.mutex:
             stayed = self.count(lines, left)
         if stayed:
@@ -137,8 +143,18 @@ class Expunger:
             (together if exact else alone).append(line)
         return (together, alone) if len({line["account"] for line in together}) >= WORTH_A_PROCESS else ([], lines)
 
-    def expunge(self, lines: list[dict]) -> None:
-        """Expunge what was recorded."""
+    def is_known(self, line: dict) -> bool:
+        """Tell whether a look at what is left in a mailbox after the expunge would tell nothing new.
+
+        What goes goes, and nothing that stays unseen there is older than what is known to stay under its policies.
+        """
+        oldest = self.run.tally.oldest
+        return bool(line.get("policies")) and line["sampled"] and all(
+            not self.spared[policy] and oldest.get(policy, math.inf) <= line["seen_to"] for policy in line["policies"]
+        )
+
+    def expunge(self, lines: list[dict]) -> set[int]:
+        """Expunge what was recorded; return the `id` of those *lines* of which it is not certain."""
         together, alone = self.parted(lines)
         if together:
             accounts = list(dict.fromkeys(line["account"] for line in together))
@@ -148,15 +164,22 @@ class Expunger:
                 self.run.note(f"expunged one by one, because of a fault: {failed}")
                 alone = lines
         commands = [
-            ("expunge", {"user": line["account"], "query": [
+            (line, ("expunge", {"user": line["account"], "query": [
                 *in_mailbox(line["mailbox"], line["guid"]), "uid", uid_set(uids), *self.spared.get(policy, []),
-            ]})
+            ]}))
             for line in alone for policy, uids in by_policy(line["going"]).items()
         ]
-        self.run.tally.failures += [str(answer) for answer in self.run.doveadm.batch(commands) if isinstance(answer, Failed)]
+        answers = self.run.doveadm.batch([command for _, command in commands])
+        failed = [(line, answer) for (line, _), answer in zip(commands, answers, strict=True) if isinstance(answer, Failed)]
+        with self.run.mutex:
+            self.run.tally.failures += [str(answer) for _, answer in failed]
+        return {id(line) for line, _ in failed}
 
     def left(self, lines: list[dict]) -> dict[tuple[str, str], dict[int, dict]]:
-        """Return {(account, mailbox GUID): {UID: row}} of what is left of *lines*, and of the first message that stays."""
+        """Return {(account, mailbox GUID): {UID: row}} of what is left of *lines*, and of the first message that stays.
+
+        Where that can't be seen, all that should be gone is left.
+        """
         together, alone = self.parted(lines)
         fields = ["mailbox-guid", "uid", "guid", "date.saved.unixtime"]
         rows: list[tuple[str, dict]] = []
@@ -174,9 +197,12 @@ class Expunger:
             ]})
             for line in alone
         ])
-        for line, answer in zip(alone, answers, strict=True):
-            rows += [] if isinstance(answer, Failed) else [(line["account"], row) for row in answer]
         found: dict[tuple[str, str], dict[int, dict]] = {}
+        for line, answer in zip(alone, answers, strict=True):
+            if isinstance(answer, Failed):
+                found.setdefault((line["account"], line["guid"]), {}).update({uid: about_row(about) for uid, *_, about in line["going"]})
+            else:
+                rows += [(line["account"], row) for row in answer]
         for account, row in rows:
             found.setdefault((account, row["mailbox-guid"]), {})[int(row["uid"])] = row
         return found
@@ -187,14 +213,17 @@ class Expunger:
         for line in lines:
             remaining = left.get((line["account"], line["guid"]), {})
             if remaining:
-                first = remaining[min(remaining)]
+                uid = min(remaining)
+                first = remaining[uid]
                 tally.note_oldest(line.get("policies", []), int(first["date.saved.unixtime"]))
                 if not line.get("sampled", True):
-                    self.run.marks.note(line["key"], (line["account"], line["mailbox"]), None, {int(first["uid"]): first["guid"]})
+                    self.run.marks.note(line["key"], (line["account"], line["mailbox"]), None, {uid: first["guid"]})
             for uid, policy, _, about in line["going"]:
                 if uid in remaining:
                     stayed.append({"kind": "kept", "run": self.run.identity, "account": line["account"], "mailbox": line["mailbox"],
                                    "guid": about["guid"], "policy": policy, "why": "it was still there after the expunge"})
+                    if "key" in line:
+                        self.run.marks.note_quiet(line["key"], "", int(self.run.now), 0)
                 else:
                     tally.expunged[policy] += 1
                     tally.octets[policy] += about["size"]

@@ -116,11 +116,14 @@ class Ledger:
         return sorted(self.root.glob("ledger-*.jsonl"))
 
     def lines(self) -> Iterator[tuple[Path, int, bytes]]:
-        """Yield (file, number of the line in it, the line without its end)."""
-        for segment in self.segments():
+        """Yield (file, number of the line in it, the line without its end); not what a crash left half written at the very end."""
+        segments = self.segments()
+        for segment in segments:
             with segment.open("rb") as stream:
                 for number, line in enumerate(stream, 1):
-                    yield segment, number, line.rstrip(b"\n")
+                    # All but the last segment were whole when the next one was begun.
+                    if line.endswith(b"\n") or segment != segments[-1]:
+                        yield segment, number, line.rstrip(b"\n")
 
     def head(self) -> dict:
         """Return the signed head, or an empty one before the first run."""

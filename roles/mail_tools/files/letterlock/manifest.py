@@ -8,15 +8,15 @@ must come back as they are here.
 
 from __future__ import annotations
 
+import io
 import json
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from letterlock import doveadm
+from letterlock import doveadm, parts
 from letterlock.accounts import place_of
-from letterlock.batches import WORKERS, bounded_map
+from letterlock.batches import WORKERS, bounded_map, chunks
 from letterlock.doveadm import Doveadm, Failed, over
-from letterlock.ledger import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STATUS = ("messages", "guid", "uidvalidity", "uidnext", "highestmodseq")
 # What a manifest says of a message, in this order.
 MESSAGE = ("uid", "guid", "size", "flags", "saved", "received", "hash", "settled")
+HASH = MESSAGE.index("hash")
 TRIES = 8
 UNSETTLED = ("flags", "saved")
 # What two manifests are not compared in: the text is read to be compared.
@@ -71,14 +72,34 @@ def of_group(accounts: list[str]) -> dict[str, list[dict] | Failed]:
         return {account: patiently(account) for account in accounts}
 
 
-def messages(accounts: list[str], held: dict[str, str]) -> Iterator[tuple[str, list[dict] | Failed]]:
-    """Yield (account, its messages, or why they can't be had)."""
+def of_searches(searches: list[tuple[str, list[str]]]) -> dict[str, list[dict] | Failed]:
+    """Return {account: the messages that its search finds, or why they can't be had}."""
+    speaker = Doveadm()
     found: dict[str, list[dict] | Failed] = {}
-    for group in bounded_map(of_group, (accounts[first::WORKERS] for first in range(min(WORKERS, len(accounts))))):
+    for some in chunks(searches, doveadm.COMMANDS_AT_ONCE):
+        answers = speaker.batch([("fetch", {"user": account, "field": list(FIELDS), "query": query}) for account, query in some])
+        found |= {account: answer for (account, _), answer in zip(some, answers, strict=True)}
+    return found
+
+
+def shares(items: list) -> Iterator[list]:
+    """Yield *items* in as many lists as work is done at once."""
+    yield from (items[first::WORKERS] for first in range(min(WORKERS, len(items))))
+
+
+def messages(
+    accounts: list[str], held: dict[str, str], searches: dict[str, list[str]] | None = None,
+) -> Iterator[tuple[str, list[dict] | Failed]]:
+    """Yield (account, its messages, or why they can't be had): those that its search finds where *searches* has one."""
+    searches = searches or {}
+    found: dict[str, list[dict] | Failed] = {account: [] for account in searches}
+    for group in bounded_map(of_group, shares([account for account in accounts if account not in searches])):
+        found |= group
+    for group in bounded_map(of_searches, shares([(account, query) for account, query in searches.items() if query])):
         found |= group
     for account in accounts:
         rows = found.get(account, [])
-        if account in held and not isinstance(rows, Failed):
+        if account in held and account not in searches and not isinstance(rows, Failed):
             (hidden,) = Doveadm().batch([("fetch", {"user": account, "field": list(FIELDS), "query": ["mailbox", held[account]]})])
             rows = rows if isinstance(hidden, Failed) else rows + hidden
         yield account, rows
@@ -89,27 +110,35 @@ def flags_of(row: dict) -> list[str]:
     return sorted(flag for flag in row["flags"].split() if flag != "\\Recent")
 
 
-def of_account(account: str, boxes: list[dict], rows: Iterable[dict], hashes: dict[str, dict[int, str]] | None = None) -> dict:
+def of_account(
+    account: str, boxes: list[dict], rows: Iterable[dict], hashes: dict[str, dict[int, str]] | None = None,
+    standing: dict[str, dict[int, list]] | None = None,
+) -> dict:
     """Return the manifest of one account: *boxes* are the statuses from before its indexes were copied, *rows* come from after.
 
-    *hashes* are {mailbox GUID: {UID: hash of the text}}.
+    *hashes* are {mailbox GUID: {UID: hash of the text}}, and *standing* {mailbox GUID: {UID: message}} what still holds of
+    an earlier manifest where no row says otherwise.
     """
-    found: dict[str, list] = {box["guid"]: [] for box in boxes}
+    found: dict[str, dict[int, list]] = {box["guid"]: (standing or {}).get(box["guid"], {}) for box in boxes}
     modseq = {box["guid"]: int(box["highestmodseq"]) for box in boxes}
     for row in rows:
         guid = row["mailbox-guid"]
         # A mailbox that was made after the statuses is not in this backup.
         if guid in found:
-            found[guid].append([
-                int(row["uid"]), row["guid"], int(row["size.virtual"]), flags_of(row),
-                int(row["date.saved.unixtime"]), int(row["date.received.unixtime"]),
-                (hashes or {}).get(guid, {}).get(int(row["uid"]), ""), int(row["modseq"]) <= modseq[guid],
-            ])
+            uid = int(row["uid"])
+            found[guid][uid] = [
+                uid, row["guid"], int(row["size.virtual"]), flags_of(row), int(row["date.saved.unixtime"]),
+                int(row["date.received.unixtime"]), "", int(row["modseq"]) <= modseq[guid],
+            ]
+    for guid, of_box in (hashes or {}).items():
+        for uid, message in found.get(guid, {}).items():
+            message[HASH] = of_box.get(uid, "")
     return {
         "account": account,
         "mailboxes": [
-            {"name": box["mailbox"], "guid": box["guid"], "uidvalidity": int(box["uidvalidity"]), "uidnext": int(box["uidnext"]),
-             "messages": sorted(found[box["guid"]])}
+            # What changes most often comes last, with what is new.
+            {"messages": [message for _, message in sorted(found[box["guid"]].items())], "name": box["mailbox"], "guid": box["guid"],
+             "uidvalidity": int(box["uidvalidity"]), "uidnext": int(box["uidnext"]), "highestmodseq": modseq[box["guid"]]}
             for box in boxes
         ],
     }
@@ -120,23 +149,30 @@ def path_of(stage: Path, account: str) -> Path:
     return stage / "manifests" / f"{place_of(account)}.json"
 
 
-def hashes_in(stage: Path, account: str) -> dict[str, dict[int, str]]:
-    """Return {mailbox GUID: {UID: hash}} of the manifest of *account* that is in *stage*, if there is one, of what has a hash."""
+def read(stage: Path, account: str) -> dict | None:
+    """Return the manifest of *account* that is in *stage*, if there is one that is whole."""
     try:
-        before = json.loads(path_of(stage, account).read_bytes())
-    except FileNotFoundError:
-        return {}
-    at = MESSAGE.index("hash")
-    return {box["guid"]: {message[0]: message[at] for message in box["messages"] if message[at]} for box in before["mailboxes"]}
+        return json.loads(b"".join(part.read_bytes() for part in parts.of(path_of(stage, account))))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def hashes_in(manifest: dict | None) -> dict[str, dict[int, str]]:
+    """Return {mailbox GUID: {UID: hash}} of what has a hash in a *manifest*, if there is one."""
+    boxes = manifest["mailboxes"] if manifest else []
+    return {box["guid"]: {message[0]: message[HASH] for message in box["messages"] if message[HASH]} for box in boxes}
 
 
 def write(stage: Path, manifest: dict) -> None:
-    """Write a manifest; one that says the same stays as it is, which costs a backup nothing."""
+    """Write a manifest; what says the same stays as it is, which costs a backup nothing.
+
+    It need not survive a power cut: what matters is the copy in the repository, and what is broken here is made anew.
+    """
     file = path_of(stage, manifest["account"])
-    text = json.dumps(manifest).encode()
-    if not file.is_file() or file.read_bytes() != text:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_durably(file, text)
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    text = io.BytesIO(json.dumps(manifest).encode())
+    for part in parts.write(file, len(text.getbuffer()), lambda: text.read(parts.BYTES)):
+        part.chmod(0o600)
 
 
 def differences(before: dict, now: dict) -> Iterator[str]:

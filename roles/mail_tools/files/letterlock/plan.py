@@ -43,11 +43,9 @@ NAMES_AT_ONCE = 8
 UIDS_AT_ONCE = 500
 # Messages by which a mailbox is known again.
 SAMPLES = 3
-# Dates in a search may be those of a time zone. What is asked for is a little more, and decided here to the second.
-TIME_ZONES_SECONDS = DAY
-# How far ahead a mailbox is looked at in which nothing changed since the last run: until the first of its mail is due
-# there is nothing to look for.
-AHEAD_SECONDS = 7 * DAY
+# How far ahead a mailbox is looked at: until the first of what is found is due, there is nothing to look for. Where nothing
+# changed since the last run it is worth more.
+SOON_SECONDS, AHEAD_SECONDS = DAY, 7 * DAY
 STATUS = ("messages", "guid", "firstsaved", "uidnext", "highestmodseq")
 DATES = ("mailbox-guid", "seq", "uid", "flags", "date.saved.unixtime")
 # What the ledger says of a message. Only the header needs a user's key where mail is sealed.
@@ -77,6 +75,16 @@ class Mailbox:
         """Whether the policies can only be decided on all of its messages."""
         return any(policy.keep_newest is not None or policy.max_size is not None for policy in self.policies)
 
+    @property
+    def plain(self) -> bool:
+        """Whether each message goes at a time of its own, which no flag, no other message and no header changes."""
+        return not self.whole and all(policy.since == "saved" and not policy.spare for policy in self.policies)
+
+    def seen_to(self, now: float) -> float:
+        """Return the saved date before which a search for what the policies could let go at *now* finds all messages."""
+        cuts = [now - policy.keep_for for policy in self.policies if policy.since == "saved" and policy.keep_for is not None]
+        return math.inf if self.whole else max(cuts, default=0)
+
     def condition(self, now: float, marks: list[tuple[int, int]], restored: Iterable[int] = ()) -> list[str]:
         """Return the search for what the policies could let go here.
 
@@ -87,7 +95,7 @@ class Mailbox:
         terms = []
         for policy in self.policies:
             key = {"saved": "savedbefore", "received": "before"}[policy.since]
-            terms.append([key, str(int(now - policy.keep_for) + TIME_ZONES_SECONDS)])
+            terms.append([key, str(int(now - policy.keep_for) + 1)])
         known = self.known(now, marks)
         uids = [f"1:{known - 1}"] * (known > 1) + [uid_set(list(restored))] * bool(restored)
         return any_of([*terms, *(["uid", each] for each in uids)])
@@ -284,7 +292,7 @@ class Planner:
                 # What a restore added is found by its UIDs, which are each account's own.
                 alone = account if any(mailbox.key in memory.saved for mailbox in due) else ""
                 unchanged = all(memory.state(mailbox.key) == self.state(mailbox) for mailbox in due)
-                ahead = AHEAD_SECONDS if unchanged and not self.thorough else 0
+                ahead = 0 if self.thorough else AHEAD_SECONDS if unchanged else SOON_SECONDS
                 kinds.setdefault((ahead, alone, *(policy.name for policy in policies)), {})[account] = due
         for (ahead, *_), wanted in kinds.items():
             self.plan_kind(part, Look(wanted, memory, self.run.now, ahead))
@@ -328,8 +336,12 @@ class Planner:
     # ---- mailboxes in which nothing can be due
 
     def state(self, mailbox: Mailbox) -> str:
-        """Return what is another text as soon as anything changed in *mailbox*, its flags too, or in the policies and holds."""
-        return f"{mailbox.next_uid}:{mailbox.messages}:{mailbox.modseq}:{self.digest}"
+        """Return what is another text as soon as something changed that could make mail in *mailbox* go earlier.
+
+        That is new mail and the policies and holds; where flags or the number of messages count, they too.
+        """
+        changing = "" if mailbox.plain else f"{mailbox.messages}:{mailbox.modseq}"
+        return f"{mailbox.next_uid}:{changing}:{self.digest}"
 
     def is_quiet(self, mailbox: Mailbox, memory: Memory) -> bool:
         """Tell whether *mailbox* is as an earlier run left it, and none of its mail is due yet."""
@@ -431,12 +443,12 @@ class Planner:
                 look.notes.append((self.run.tally.note_oldest, ([policy.name for policy in mailbox.policies], min(dates))))
             guids = {message.uid: about[message.uid].get("guid") for message in staying}
             known = self.remember_samples(look, mailbox, guids, going=bool(going))
-            until = self.run.now if going else self.quiet_until(mailbox, staying, look.ahead)
+            until = self.run.now if going and not mailbox.plain else self.quiet_until(mailbox, staying, look.ahead)
             look.notes.append((self.run.marks.note_quiet, (mailbox.key, self.state(mailbox), int(self.run.now), int(until))))
             if going:
                 yield from parts([{
                     "account": account, "mailbox": mailbox.name, "guid": mailbox.guid, "key": mailbox.key, "messages": mailbox.messages,
-                    "policies": [policy.name for policy in mailbox.policies], "sampled": known,
+                    "policies": [policy.name for policy in mailbox.policies], "sampled": known, "seen_to": mailbox.seen_to(look.until),
                     "going": [[uid, *why, self.run.about(about[uid])] for uid, why in going.items()],
                 }])
 

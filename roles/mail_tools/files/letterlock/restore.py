@@ -15,16 +15,19 @@ Nothing that is there is overwritten, and a message is added once, whatever inte
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from letterlock import backup, manifest
+from letterlock import backup, manifest, parts
 from letterlock.accounts import place_of
 from letterlock.batches import chunks
 from letterlock.doveadm import ACCOUNTS_AT_ONCE, ENVIRONMENT, Doveadm, Failed, any_of, in_mailbox
@@ -129,6 +132,8 @@ class Restore:
         self.aside = settings.mail_root / ASIDE
         self.store = STORES[settings.raw["about"]["format"]]
         self.outcome = Outcome()
+        # The identity of the repository that mail was fetched from.
+        self.repository: str | None = None
 
     def execute(self, wish: Wish, *, dry_run: bool = False, after: Callable[[list[dict], Counter], None] | None = None) -> Outcome:
         """Bring back what is wished for, or only say what that would be; raise Fault or Refused.
@@ -137,17 +142,15 @@ class Restore:
         """
         self.insist_on_accounts(wish.accounts)
         self.make_scratch()
+        stage = self.inside(backup.STAGE)
         try:
-            self.fetch(backup.STAGE)
-            stage = self.inside(backup.STAGE)
-            wanted = self.manifests(stage, wish)
-            if not dry_run:
-                self.fetch(*self.paths_of(wish))
-                self.lay_indexes(stage)
-                self.place_state(stage)
+            wanted = self.fetch_all(stage, wish, dry_run=dry_run)
         except backup.Refused:
             shutil.rmtree(self.scratches)
             raise
+        if not dry_run:
+            self.lay_indexes(stage)
+            self.place_state(stage)
         gone = self.gone(stage)
         for each in wanted:
             self.bring_back(each, wish, gone[each["account"]], dry_run=dry_run)
@@ -156,6 +159,33 @@ class Restore:
             after(wanted, gone)
         shutil.rmtree(self.scratches)
         return self.outcome
+
+    def fetch_all(self, stage: Path, wish: Wish, *, dry_run: bool) -> list[dict]:
+        """Fetch what is needed; return the manifests of what is wished for, which are looked at while the mail comes in."""
+        refused = threading.Event()
+        with ThreadPoolExecutor(1) as beside:
+            mail = None if dry_run else beside.submit(self.fetch, *self.paths_of(wish), unless=refused)
+            try:
+                self.fetch(backup.STAGE)
+                wanted = self.manifests(stage, wish)
+                self.repository = self.restic.identity()
+            except BaseException:
+                refused.set()
+                if mail:
+                    wait([mail])
+                    self.clear_up()
+                raise
+            if mail:
+                mail.result()
+        return wanted
+
+    def clear_up(self) -> None:
+        """Remove the lock of a restic that was asked to end while it started.
+
+        0.14 leaves it when the signal comes within 0.2 s after it made the lock, and who prunes would wait for half an hour.
+        """
+        with contextlib.suppress(Fault):
+            self.restic.unlock()
 
     def make_scratch(self) -> None:
         """Make the scratch directory, which the mail user can read, and remove those of other snapshots."""
@@ -178,6 +208,7 @@ class Restore:
         for name in ("mail_root", "format"):
             if about[name] != self.settings.raw["about"][name]:
                 raise backup.Refused(f"dovecot_mail_{name.removeprefix('mail_')} must be {about[name]}, as it was in the snapshot")
+        parts.join(stage / "manifests")
         found = [json.loads(file.read_text()) for file in sorted((stage / "manifests").glob("*/*.json"))]
         if len(found) != about["accounts"]:
             self.outcome.differences.append(f"the snapshot has manifests of {len(found)} accounts and tells of {about['accounts']}")
@@ -199,11 +230,11 @@ class Restore:
         """Return where *path* of the snapshot lies in the scratch directory."""
         return self.scratch / path.relative_to("/")
 
-    def fetch(self, *paths: Path) -> None:
-        """Let restic bring *paths* of the snapshot; what an interrupted restore brought is checked and kept."""
+    def fetch(self, *paths: Path, unless: threading.Event | None = None) -> None:
+        """Let restic bring *paths* of the snapshot, *unless* that is set; what an interrupted restore brought is checked and kept."""
         self.say(f"fetches {', '.join(map(str, paths))} of snapshot {self.snapshot['short_id']}, {self.host}, {self.snapshot['time'][:19]}")
         includes = [word for path in paths for word in ("--include", backup.literal(str(path)))]
-        self.restic.run("restore", self.snapshot["id"], "--target", str(self.scratch), *includes)
+        self.restic.run("restore", self.snapshot["id"], "--target", str(self.scratch), *includes, unless=unless)
 
     def lay_indexes(self, stage: Path) -> None:
         """Lay the indexes over the mail that they belong to."""
@@ -211,6 +242,7 @@ class Restore:
         for indexes in sorted((stage / "indexes").glob("*/*")):
             target = root / indexes.relative_to(stage / "indexes")
             if target.is_dir():
+                parts.join(indexes)
                 shutil.copytree(indexes, target, dirs_exist_ok=True, copy_function=copy_with_owner)
 
     def place_state(self, stage: Path) -> None:
@@ -250,6 +282,8 @@ class Restore:
 
     def place(self, account: str, home: Path) -> None:
         """Move an account's home into place; what came in since the loss is put beside and added to it."""
+        # Its numbers go back with it: the next manifest can't go on from the last one.
+        parts.remove(manifest.path_of(backup.STAGE, account))
         source = self.inside(home)
         beside = self.aside / place_of(account)
         owner = self.settings.mail_root.stat()

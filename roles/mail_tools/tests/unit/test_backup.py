@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
 import pytest
-from letterlock import backup, capture, manifest, restic, restore
+from letterlock import backup, backup_commands, capture, changes, manifest, parts, restic, restore
+from letterlock.changes import Changes
+from letterlock.doveadm import any_of
 
 DAY = 86400
 NOW = 1_790_000_000
@@ -36,6 +39,13 @@ def test_a_wrong_clock_forgets_nothing(clock):
     """Behind the newest snapshot, or so far ahead that all would go."""
     with pytest.raises(backup.Refused, match="nothing was forgotten"):
         backup.due(SETTINGS, [snapshot(40), snapshot(0)], clock)
+
+
+def test_what_is_remembered_says_when_to_ask():
+    """When one is due, or when they make no sense: the one of the future may have been removed since."""
+    assert not backup_commands.is_due(SETTINGS, [snapshot(29), snapshot(1)], NOW)
+    assert backup_commands.is_due(SETTINGS, [snapshot(40), snapshot(1)], NOW)
+    assert backup_commands.is_due(SETTINGS, [snapshot(-30), snapshot(1)], NOW)
 
 
 def test_which_snapshot_is_meant():
@@ -95,6 +105,40 @@ def test_indexes_are_copied_and_messages_are_listed(tmp_path):
     assert not target.exists()
 
 
+def test_a_mailbox_that_is_deleted_meanwhile(tmp_path):
+    """Is no fault: it is passed over."""
+    _, home, _, box = mailbox(tmp_path)
+    found = capture.directories(home)
+    assert next(found) == home
+    assert next(found) == home / "sdbox"
+    assert next(found) == home / "sdbox" / "mailboxes"
+    shutil.rmtree(box.parent)
+    assert box not in list(found)
+
+
+def test_a_large_cache_is_copied_in_parts(tmp_path, monkeypatch):
+    """Parts that stay are not written again; together they are the file, whether it grows or shrinks."""
+    monkeypatch.setattr(parts, "BYTES", 10)
+    root, home, stage, box = mailbox(tmp_path)
+    cache, copied = box / "dovecot.index.cache", stage / box.relative_to(root)
+    before: dict[str, int] = {}
+    grows = [("0123456789abcdefghij", 0), ("0123456789abcdefghijKLM", 2)]
+    for text, same in [*grows, ("XXXXXXXXXXabcdefghij", 1), ("short", 0), ("0123456789a", 0)]:
+        cache.write_text(text)
+        list(capture.capture(root, home, stage))
+        now = {name: (copied / name).stat().st_mtime_ns for name in capture.names_in(copied) if "cache" in name}
+        assert sum(before.get(name) == time for name, time in now.items()) == same, text
+        assert len(now) == -(-len(text) // 10)
+        before = now
+        restored = tmp_path / "restored" / str(len(text))
+        shutil.copytree(copied, restored)
+        parts.join(restored)
+        assert sorted(capture.names_in(restored)) == ["dovecot.index", "dovecot.index.cache", "dovecot.index.log"]
+        assert (restored / "dovecot.index.cache").read_text() == text
+        assert (restored / "dovecot.index.cache").stat().st_mtime_ns == cache.stat().st_mtime_ns
+        shutil.rmtree(restored)
+
+
 HOLDS = """
 import fcntl, sys, time
 with open(sys.argv[1], "r+") as file:
@@ -128,7 +172,7 @@ def test_a_lock_that_is_never_given_up_is_told(tmp_path, monkeypatch):
         subprocess.run([sys.executable, "-c", tries, str(box / "dovecot.index.log")], check=True)
 
 
-BOX = {"mailbox": "INBOX", "guid": "g", "uidvalidity": "7", "uidnext": "4", "highestmodseq": "10"}
+BOX = {"mailbox": "INBOX", "guid": "g", "uidvalidity": "7", "uidnext": "4", "highestmodseq": "10", "messages": "2"}
 
 
 def row(uid: int, modseq: int, flags: str = "\\Seen \\Recent") -> dict:
@@ -164,3 +208,38 @@ def test_every_difference_is_told(place, value, saying):
     inside[place] = value
     (told,) = manifest.differences(before, now)
     assert saying in told
+
+
+def test_a_manifest_goes_on_from_the_last_one():
+    """What has no higher MODSEQ stands, with its hash; what was unsettled, changed or came anew is asked for."""
+    last = manifest.of_account("a", [BOX], [row(1, 3), row(2, 11)], {"g": {1: "h1", 2: "h2"}})
+    same = Changes(manifest.of_account("a", [BOX], [row(1, 3), row(2, 4)]), [BOX])
+    assert (same.query, same.is_whole([])) == ([], True)
+    box = {**BOX, "uidnext": "5", "highestmodseq": "12", "messages": "3"}
+    news = Changes(last, [box])
+    assert news.query == any_of([["mailbox", "INBOX", "mailbox-guid", "g", "modseq", "11"]])
+    rows = [row(2, 11, "\\Flagged"), row(3, 12)]
+    assert news.is_whole(rows)
+    made = manifest.of_account("a", [box], rows, {"g": {1: "h1", 2: "h2", 3: "h3"}}, news.standing)
+    assert made == manifest.of_account("a", [box], [row(1, 3), *rows], {"g": {1: "h1", 2: "h2", 3: "h3"}})
+    # A message that was expunged since, and one that came after the status.
+    assert not Changes(last, [{**box, "messages": "2"}]).is_whole(rows)
+    assert Changes(last, [box]).is_whole([*rows, row(5, 13)])
+
+
+@pytest.mark.parametrize("news", [{"uidvalidity": "8"}, {"highestmodseq": "9"}, {"uidnext": "3"}, {"guid": "another"}])
+def test_a_mailbox_that_does_not_go_on_is_asked_for_all(news):
+    """One that was made anew, or whose indexes were; so is one whose last manifest is of an older kind."""
+    last = manifest.of_account("a", [BOX], [row(1, 3), row(2, 4)])
+    box = {**BOX, **news}
+    assert Changes(last, [box]).query == any_of([["mailbox", "INBOX", "mailbox-guid", box["guid"]]])
+    assert not Changes(last, [box]).is_whole([])
+    del last["mailboxes"][0]["highestmodseq"]
+    assert Changes(last, [BOX]).standing == {}
+
+
+def test_each_manifest_is_made_anew_now_and_then():
+    """On a day of its account's own; small ones always are."""
+    days = [changes.is_worth("a@b", [{"messages": "1000"}], day * DAY) for day in range(changes.ANEW_DAYS)]
+    assert sorted(days) == [False] + [True] * (changes.ANEW_DAYS - 1)
+    assert not any(changes.is_worth("a@b", [{"messages": "100"}], day * DAY) for day in range(7))

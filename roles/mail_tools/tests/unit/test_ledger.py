@@ -82,6 +82,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
     (file,) = tmp_path.glob("ledger-*.jsonl")
     with file.open("ab") as stream:
         stream.write(b'{"half')
+    assert Ledger(tmp_path).verify()["unsigned"] == 1
     ledger = Ledger(tmp_path)
     ledger.open()
     ledger.append([{"kind": "end"}], NOW + 2)

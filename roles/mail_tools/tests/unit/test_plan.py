@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -17,10 +18,10 @@ NOW = 2_000_000_000
 MONTH = Policy(name="month", mailboxes=("INBOX",), keep_for=30 * DAY)
 
 
-def mailbox(*policies: Policy, next_uid: int = 10, modseq: int = 5) -> Mailbox:
+def mailbox(*policies: Policy, next_uid: int = 10, modseq: int = 5, messages: int = 3) -> Mailbox:
     """Return a mailbox with some mail."""
     return Mailbox(
-        account="a@b", name="INBOX", guid="g1", messages=3, first_saved=None, next_uid=next_uid, modseq=modseq, policies=policies
+        account="a@b", name="INBOX", guid="g1", messages=messages, first_saved=None, next_uid=next_uid, modseq=modseq, policies=policies
     )
 
 
@@ -53,14 +54,16 @@ def test_a_mailbox_is_quiet_until_the_first_of_its_mail_is_due(planner):
 
 
 def test_what_changed_is_not_quiet(planner):
-    """A message more, a flag, another policy, or a clock that went back."""
+    """A message more, another policy, or a clock that went back; a flag, and a message less, where they count."""
     marks = planner.run.marks
     marks.note_quiet("a@b:g1", planner.state(mailbox(MONTH)), NOW - DAY, NOW + DAY)
     marks.save(NOW, 0)
     memory = marks.of(["a@b:g1"])
     assert planner.is_quiet(mailbox(MONTH), memory)
     assert not planner.is_quiet(mailbox(MONTH, next_uid=11), memory)
-    assert not planner.is_quiet(mailbox(MONTH, modseq=6), memory)
+    assert planner.is_quiet(mailbox(MONTH, modseq=6, messages=2), memory)
+    for policy in (replace(MONTH, spare=frozenset({"flagged"})), replace(MONTH, keep_newest=3)):
+        assert planner.state(mailbox(policy, modseq=6)) != planner.state(mailbox(policy, modseq=5))
     for now in (NOW - 2 * DAY, NOW + DAY):
         planner.run.now = now
         assert not planner.is_quiet(mailbox(MONTH), memory)
@@ -86,3 +89,11 @@ def test_a_guid_of_two_accounts_is_known():
     for guid, account in (("g1", "a"), ("g2", "a"), ("g1", "a"), ("g2", "b")):
         owners.see(guid, account)
     assert (owners.share("g1"), owners.share("g2"), owners.share("g3")) == (False, True, False)
+
+
+def test_a_search_knows_up_to_when_it_saw_all():
+    """By saved date; by other dates it knows nothing, and of a whole mailbox everything."""
+    assert mailbox(MONTH).seen_to(NOW) == NOW - 30 * DAY
+    assert mailbox(MONTH, replace(MONTH, keep_for=7 * DAY)).seen_to(NOW) == NOW - 7 * DAY
+    assert mailbox(replace(MONTH, since="received")).seen_to(NOW) == 0
+    assert mailbox(replace(MONTH, keep_newest=3)).seen_to(NOW) > NOW

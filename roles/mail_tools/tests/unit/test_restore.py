@@ -41,8 +41,8 @@ def test_a_hash_is_that_of_what_a_client_reads(tmp_path, file, text):
     folder.mkdir(parents=True)
     (folder / "u.5").write_bytes(file)
     (folder / "dovecot.index").write_bytes(b"")
-    assert stored.hashes(tmp_path, "Entwürfe", set()) == {5: hashlib.sha256(text).hexdigest()}
-    assert stored.hashes(tmp_path, "Entwürfe", {5}) == {}
+    assert stored.hashes(tmp_path, "Entwürfe", {5, 6}) == {5: hashlib.sha256(text).hexdigest()}
+    assert stored.hashes(tmp_path, "Entwürfe", {6}) == {}
 
 
 @pytest.mark.parametrize("data", [b"", b"2 M1e C1\nnothing", b"2 M1e C1\n\x01\x02N          0000000000000003\n\x1f\x8bx"])
@@ -59,18 +59,20 @@ def test_maildir_has_its_uids_in_a_list(tmp_path):
     (folder / "dovecot-uidlist").write_text("3 V7 N9 Gx\n4 W12 :1.M1.host,S=3\n8 :2.M2.host\n")
     (folder / "cur" / "1.M1.host,S=3:2,FS").write_text("a\n")
     (folder / "new" / "3.M3.host").write_text("b\n")
-    assert stored.hashes(tmp_path, "Archive", set()) == {4: hashlib.sha256(b"a\r\n").hexdigest()}
+    assert stored.hashes(tmp_path, "Archive", {4, 5}) == {4: hashlib.sha256(b"a\r\n").hexdigest()}
 
 
-def test_hashes_of_many_mailboxes_come_in_their_order(tmp_path):
-    """From several processes; what is known is not read again, and an account without mail has none."""
+@pytest.mark.parametrize("worth", [0, 1000])
+def test_hashes_of_many_mailboxes_come_in_their_order(tmp_path, monkeypatch, worth):
+    """From several processes or one; what is not wanted is not read, and an account without mail has none."""
+    monkeypatch.setattr(stored, "WORTH_PROCESSES", worth)
     homes = []
     for number in range(5):
         homes.append(tmp_path / str(number))
         folder = homes[-1] / "sdbox" / "mailboxes" / "INBOX" / "dbox-Mails"
         folder.mkdir(parents=True)
         (folder / f"u.{number}").write_bytes(DBOX % (1, b"%d" % number))
-    wanted = [(home, "INBOX", {3}) for home in homes] + [(tmp_path / "none", "INBOX", set())]
+    wanted = [(home, "INBOX", {0, 1, 2, 4}) for home in homes] + [(tmp_path / "none", "INBOX", {1})]
     expected = [{} if number == 3 else {number: hashlib.sha256(b"%d" % number).hexdigest()} for number in range(5)]
     assert list(stored.all_hashes(wanted)) == [*expected, {}]
 
@@ -95,6 +97,33 @@ def test_what_restic_says_it_did_is_taken_for_what_is_there(tmp_path):
         for line in (["d/a/box", ["u.1", "u.3"]], ["d/b/Maildir", ["9.M1:2,FS"]], ["d/c/box", ["u.7"]]):
             spool.write(json.dumps(line) + "\n")
         assert list(work.not_among(work.backed_up({}), spool)) == [("d/a/box", "u.3"), ("d/c/box", "u.7")]
+
+
+def test_what_restic_could_not_read_is_looked_for_again(tmp_path, monkeypatch):
+    """Where files keep their names: what is still there was passed over, what is gone was expunged; progress is told."""
+    box = tmp_path / "mail" / "d" / "a" / "box"
+    box.mkdir(parents=True)
+    for name in ("u.1", "u.2"):
+        (box / name).touch()
+    monkeypatch.setattr(backup, "HOME", tmp_path)
+    told: list[str] = []
+    settings = SimpleNamespace(mail_root=tmp_path / "mail", host="mx1", keep_seconds=1000, raw={"prunes": True})
+    work = backup.Backup.__new__(backup.Backup)
+    work.settings, work.say, work.renames, work.snapshots, work.arguments = settings, told.append, False, [], list
+    work.outcome, work.now = backup.Outcome(messages=4), 0
+    said = [
+        {"message_type": "status", "files_done": 2},
+        {"message_type": "summary", "snapshot_id": "5", "data_added": 7},
+        *({"message_type": "error", "during": "archival", "item": str(item)} for item in (box / "u.2", box / "u.3", "/etc/x")),
+    ]
+    work.restic = SimpleNamespace(lines=lambda *_, **__: map(json.dumps, said))
+    with (tmp_path / "spool").open("w+") as spool:
+        spool.write(json.dumps(["d/a/box", ["u.1", "u.2", "u.3", "u.4"]]) + "\n")
+        missing = work.snapshot(spool)
+    assert missing == [("d/a/box", "u.2"), ("d/a/box", "u.3"), ("d/a/box", "u.4")]
+    assert work.on_disk(missing) == [("d/a/box", "u.2")]
+    assert told == ["2 files of 4 messages"]
+    assert [snapshot["id"] for snapshot in backup.read_state()["snapshots"]] == ["5"]
 
 
 def test_a_restored_message_is_no_younger_for_it(tmp_path):
