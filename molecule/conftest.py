@@ -43,6 +43,8 @@ class Mail:
     host: dict
     ca_file: str
     accounts: dict[str, str]
+    # The hosts whose tests run side by side.
+    side_by_side: list[str]
 
     @property
     def user(self) -> str:
@@ -64,7 +66,8 @@ def mail(host, access: dict) -> Mail:
     """Return the mail side of testinfra's `host`."""
     name = host.backend.get_pytest_id().removeprefix("ssh://")
     facts = next(facts for facts in access["hosts"] if facts["name"] == name)
-    return Mail(facts, access["ca_file"], {account["user"]: account["password"] for account in access["accounts"]})
+    accounts = {account["user"]: account["password"] for account in access["accounts"]}
+    return Mail(facts, access["ca_file"], accounts, [host["name"] for host in access["hosts"]])
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import busy
@@ -190,7 +191,7 @@ def test_held_mail_comes_back_hidden(host, store):
 
 def test_a_backup_of_a_mailbox_that_never_rests(host, mail, store):
     """Deliveries, flags and expunges at full speed: what was acknowledged before and not expunged is there, and readable."""
-    before, a_second = busy.backup_under_load(mail, store, [BUSY])
+    before, a_second = busy.backup_under_load(mail, store, [BUSY], mail.side_by_side, 15)
     assert a_second > 15, "too little load to prove anything"
     left = busy.subjects(mail, BUSY)
     host.check_output(f"rm -rf {store.root}/letterlock.test/bob")
@@ -199,6 +200,25 @@ def test_a_backup_of_a_mailbox_that_never_rests(host, mail, store):
     there = busy.subjects(mail, BUSY)
     assert not before & left.keys() - there.keys()
     assert {f"bob-{number}" for number in range(6) if number != 3} <= there.keys()
+
+
+def test_a_manifest_of_what_changed_is_as_a_new_one(host, mail, store):
+    """Of a mailbox that is large enough to be asked for changes only: flags, an expunge, a move, and mail that came."""
+    file = "/var/lib/letterlock/backup/stage/manifests/letterlock.test/bob.json"
+    store.backup()
+    with clients.imap(*mail.login(BUSY)) as client:
+        _, (count,) = client.select("INBOX")
+        assert int(count) > 250, "too little mail to prove anything"
+        client.store("3,5", "+FLAGS", "(\\Flagged own-keyword)")
+        client.copy("9:10", "Archive")
+        client.store("9:12", "+FLAGS", "(\\Deleted)")
+        client.expunge()
+    mail.deliver(BUSY, b"Subject: came since\r\n\r\nx\r\n")
+    store.backup()
+    made = json.loads(host.check_output(f"cat {file}*"))
+    host.check_output(f"rm {file}*")
+    store.backup()
+    assert made == json.loads(host.check_output(f"cat {file}*"))
 
 
 def test_a_role_that_is_switched_off_leaves_nothing_behind(host, mail, site, vault):

@@ -63,8 +63,11 @@ class Store:
         return re.search(r"--acknowledge (\w+)", said).group(1)
 
     def ledger(self) -> list[dict]:
-        """Return the lines of the ledger."""
-        return [json.loads(line) for line in self.host.check_output(f"cat {LEDGER}/ledger-*.jsonl").splitlines()]
+        """Return the lines of the ledger; what a killed run left half written is none."""
+        read = self.host.run(f"cat {LEDGER}/ledger-*.jsonl")
+        assert read.rc == 0, read
+        whole, _, _ = read.stdout.rpartition("\n")
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 class RawPop3:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import clients
 import pytest
@@ -64,7 +67,11 @@ def test_a_run_that_is_killed_leaves_a_host_that_serves(host, mail, site, second
     change = {"dovecot_settings": [{"name": "imap_idle_notify_interval", "value": marker, "section": "protocol imap"}]}
     process = site.start(**change)
     time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
+    # Its workers have sessions of their own, and would wait for it for good.
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    for each in (process.pid, *map(int, workers)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, signal.SIGKILL)
     process.communicate()
     assert serves(mail)
     site.converge(**change)

@@ -44,8 +44,8 @@ AIMS = {"secure": "login >= 1.2", "balanced": "", "fast": "login >= 5"}
 AGAINST = {
     "retention": (
         ("retention, a tenth goes", "kit", "bare", "<= 1.3"),
-        ("retention, nothing goes, all changed", "kit_nothing", "bare_nothing", "<= 1.1"),
-        ("retention, nothing goes or changed", "kit_quiet", "bare_nothing", "<= 1.1"),
+        ("retention, nothing goes, the next run", "kit_nothing", "bare_nothing", "<= 1.1"),
+        ("retention, nothing goes, a later run", "kit_quiet", "bare_nothing", "<= 1.1"),
     ),
     "backup": (
         ("backup, full", "full", "full_bare", "<= 1.15"),

@@ -16,8 +16,9 @@ VARIABLES = {
     "mail_retention_ceiling_host_percent": 100,
     "mail_retention_schedule": "*-01-01 00:00:00",
 }
-# A tenth of each account's mail is imported as if 40 days ago, the rest as if yesterday: mailboxes of their own, with GUIDs
-# of their own. The whole is kept, and brought back with its indexes for each run.
+# A tenth of each account's mail is imported as if 40 days ago, the rest, tenth by tenth, as if it came in over the days since:
+# mailboxes of their own, with GUIDs of their own. The whole is kept, and brought back with its indexes for each run.
+AGES_HOURS = [960, *range(708, 0, -84)]
 FILL = f"""
 set -eu
 mail=/srv/mail/bench.test
@@ -29,8 +30,11 @@ if [ ! -d /srv/full ]; then
   done
   mv $mail/user0 /srv/mail/.source
   seq -f 'user%.0f@bench.test' 0 {ACCOUNTS - 1} >/root/users
-  faketime -f -40d doveadm import -F /root/users sdbox:/srv/mail/.source/sdbox "" mailbox INBOX uid 1:{OLD}
-  faketime -f -1d doveadm import -F /root/users sdbox:/srv/mail/.source/sdbox "" mailbox INBOX uid {OLD + 1}:{MESSAGES}
+  last=0
+  for age in {" ".join(map(str, AGES_HOURS))}; do
+    first=$((last + 1)) last=$((last + {OLD}))
+    faketime -f "-${{age}}h" doveadm import -F /root/users sdbox:/srv/mail/.source/sdbox "" mailbox INBOX uid "$first:$last"
+  done
   chown -R vmail: $mail
   cp -a $mail /srv/full
 fi

@@ -11,6 +11,8 @@ has failed, although molecule calls it a success.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import os
 import re
 import subprocess
@@ -18,13 +20,19 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PROJECT = Path(__file__).resolve().parents[3]
 RESULTS = PROJECT / ".lab" / "results"
+# The machine's, whichever clone runs: all use the same hosts.
+LOCK = Path("/run/lock/letterlock-suite")
 SHELL_SCRIPTS = [
     ".ci/run", "molecule/shared/lab/podman", "molecule/shared/lab/image", "molecule/shared/lab/package-cache",
-    "molecule/shared/lab/stock.sh",
+    "molecule/shared/lab/s3.sh", "molecule/shared/lab/stock.sh",
 ]
 # The quick ones first, so that a plain mistake is known early.
 SCENARIOS = [
@@ -123,6 +131,18 @@ def scenario(name: str, tally: Tally) -> None:
     tally.add(len(steps) + passed, failed if failed or not code else 1)
 
 
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Wait until no other suite uses this machine's test hosts, and keep others waiting."""
+    with LOCK.open("w", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"another suite uses this machine's test hosts (it holds {LOCK}); waiting for its end", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def main() -> int:
     """Run what was asked for and print the closing line; return 1 when anything failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -131,13 +151,14 @@ def main() -> int:
     RESULTS.mkdir(parents=True, exist_ok=True)
     RESULTS.parent.chmod(0o700)
     tally = Tally()
-    for part in chosen:
-        if part == "lint":
-            lint(tally)
-        elif part == "unit":
-            unit(tally)
-        else:
-            scenario(part, tally)
+    with contextlib.nullcontext() if set(chosen) <= {"lint", "unit"} else alone():
+        for part in chosen:
+            if part == "lint":
+                lint(tally)
+            elif part == "unit":
+                unit(tally)
+            else:
+                scenario(part, tally)
     print("\nSeconds: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in tally.seconds.items()))
     print(f"\n{tally.passed} passed, {tally.failed} failed")
     return int(tally.failed > 0)
