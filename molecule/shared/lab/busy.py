@@ -24,34 +24,48 @@ MESSAGES_A_CONNECTION = 50
 
 
 class Load(threading.Thread):
-    """Delivers to some accounts until it is told to stop, or expunges from one of them at the same time."""
+    """Does one of `deliver`, `append` and `expunge` until it is told to stop, or longer than any backup takes."""
 
-    def __init__(self, mail, users: list[str], *, expunges: bool = False) -> None:
-        """Deliver each message to all *users*, or expunge from the first of them."""
+    def __init__(self, mail, users: list[str], work: str) -> None:
+        """Deliver each message to all *users*, append to the last of them, or expunge from the first."""
         super().__init__(daemon=True)
-        self.mail, self.users, self.expunges = mail, users, expunges
+        self.mail, self.users = mail, users
+        self.work = getattr(self, work)
         self.enough = threading.Event()
-        # When a subject was acknowledged for all.
-        self.acknowledged: list[tuple[float, str]] = []
+        # When a subject was acknowledged, and by how many mailboxes.
+        self.acknowledged: list[tuple[float, str, int]] = []
         self.expunged = 0
 
     def run(self) -> None:
-        """Go on until it is enough, or longer than any backup takes."""
-        deadline = time.monotonic() + LONGEST_SECONDS
-        while not self.enough.is_set() and time.monotonic() < deadline:
-            if self.expunges:
-                self.expunge(deadline)
-            else:
-                self.deliver()
+        """Go on until it is enough."""
+        self.deadline = time.monotonic() + LONGEST_SECONDS
+        while self.goes_on():
+            self.work()
+
+    def goes_on(self) -> bool:
+        """Tell whether there is more to do."""
+        return not self.enough.is_set() and time.monotonic() < self.deadline
+
+    def message(self) -> tuple[str, bytes]:
+        """Return (subject, message), unlike any other."""
+        subject = f"load-{id(self)}-{time.monotonic_ns()}"
+        return subject, f"Subject: {subject}\r\n\r\n{'0123456789abcdef' * 100}\r\n".encode()
+
+    def append(self) -> None:
+        """Append messages over one connection, as a client stores what it sends or moves from another account."""
+        with clients.imap(*self.mail.login(self.users[-1])) as client:
+            while self.goes_on():
+                subject, message = self.message()
+                if client.append("INBOX", None, None, message)[0] == "OK":
+                    self.acknowledged.append((time.time(), subject, 1))
 
     def deliver(self) -> None:
         """Deliver messages over one connection."""
         host, authority = self.mail.host, self.mail.ca_file
         with clients.LMTPS(host["address"], host["lmtp_port"], clients.tls_context(authority)) as client:
             client.ehlo_or_helo_if_needed()
-            for number in range(MESSAGES_A_CONNECTION):
-                identity = f"load-{id(self)}-{time.monotonic_ns()}-{number}"
-                message = f"Subject: {identity}\r\n\r\n{'0123456789abcdef' * 100}\r\n".encode()
+            for _ in range(MESSAGES_A_CONNECTION):
+                subject, message = self.message()
                 try:
                     client.sendmail("s@example.org", self.users, message)
                     # LMTP answers for each recipient (RFC 2033, 4.2), and smtplib reads the first answer.
@@ -59,13 +73,13 @@ class Load(threading.Thread):
                 except smtplib.SMTPException:
                     continue
                 if all(code == 250 for code in codes):  # SMTP's word for yes
-                    self.acknowledged.append((time.time(), identity))
+                    self.acknowledged.append((time.time(), subject, len(self.users)))
 
-    def expunge(self, deadline: float) -> None:
+    def expunge(self) -> None:
         """Expunge and flag what has come in, as a user would, but nothing that other tests know."""
         with clients.imap(*self.mail.login(self.users[0])) as client:
             client.select("INBOX")
-            while not self.enough.is_set() and time.monotonic() < deadline:
+            while self.goes_on():
                 client.noop()
                 _, found = client.uid("SEARCH", "SUBJECT", "load-", "UNFLAGGED")
                 uids = found[0].decode().split()
@@ -117,22 +131,27 @@ def alone(name: str, names: list[str]) -> Iterator[None]:
     wait("done", [host for host in names if all_have("come", [host])])
 
 
-def backup_under_load(mail, store, users: list[str], names: list[str], wanted: float) -> tuple[set[str], float]:
-    """Back up while mail comes and goes; return the subjects acknowledged before, and the messages delivered a second meanwhile.
+def backup_under_load(mail, store, users: list[str], names: list[str], wanted: float) -> tuple[set[str], dict[str, float]]:
+    """Back up while mail comes and goes; return the subjects acknowledged before, and {how: messages a second} meanwhile.
 
     If they are fewer than *wanted*, it is done again over more connections. *names* are all hosts whose tests run side by side.
     """
     with alone(mail.host["name"], names):
         for connections in CONNECTIONS:
             before, a_second = backup_once(mail, store, users, connections)
-            if a_second >= wanted:
+            if sum(a_second.values()) >= wanted:
                 break
     return before, a_second
 
 
-def backup_once(mail, store, users: list[str], connections: int) -> tuple[set[str], float]:
-    """Do it once, over so many *connections*."""
-    load = [*(Load(mail, users) for _ in range(connections)), expunging := Load(mail, users, expunges=True)]
+def backup_once(mail, store, users: list[str], connections: int) -> tuple[set[str], dict[str, float]]:
+    """Do it once, over so many *connections* for deliveries, and half as many for what clients append."""
+    coming = {
+        "delivered": [Load(mail, users, "deliver") for _ in range(connections)],
+        "appended": [Load(mail, users, "append") for _ in range(connections // 2)],
+    }
+    expunging = Load(mail, users, "expunge")
+    load = [*coming["delivered"], *coming["appended"], expunging]
     for each in load:
         each.start()
     time.sleep(WARM_SECONDS)
@@ -146,6 +165,8 @@ def backup_once(mail, store, users: list[str], connections: int) -> tuple[set[st
     assert "0 failures" in said, said
     assert expunging.expunged > 20, "too little was expunged to prove anything"
     assert ended - begun < LONGEST_SECONDS - WARM_SECONDS, "the backup was longer than the load"
-    delivered = [(moment, subject) for each in load for moment, subject in each.acknowledged]
-    meanwhile = sum(begun <= moment < ended for moment, _ in delivered)
-    return {subject for moment, subject in delivered if moment < begun}, meanwhile * len(users) / (ended - begun)
+    a_second = {
+        how: sum(copies for each in some for moment, _, copies in each.acknowledged if begun <= moment < ended) / (ended - begun)
+        for how, some in coming.items()
+    }
+    return {subject for each in load for moment, subject, _ in each.acknowledged if moment < begun}, a_second
