@@ -65,9 +65,13 @@ USERDB = "accounts.userdb"
 GROUP = "dovecot"
 SECRET_SUFFIXES = (".passdb",)
 # systemd warns of drop-ins that it alone may read; the directory keeps others out anyway.
-UNIT_SUFFIXES = (".service.conf", ".service", ".timer", ".path")
+UNIT_SUFFIXES = (".service.conf", ".service", ".timer", ".path", ".socket")
 # A unit that is not started by another, and what starts it at boot.
-WANTED_BY = {".timer": "timers.target.wants", ".path": "paths.target.wants"}
+WANTED_BY = {".timer": "timers.target.wants", ".path": "paths.target.wants", ".socket": "sockets.target.wants"}
+# A service that says by whom it is wanted runs all the time, as these do.
+RUNS = re.compile(r"^WantedBy=multi-user\.target$", re.MULTILINE)
+# What has to be up for the probe.
+BEFORE_PROBE = (".socket", ".service")
 MODULES = "/usr/lib/dovecot/modules"
 PROBE_SECONDS = 8.0
 RELOAD_SETTLE_SECONDS = 1.0
@@ -301,9 +305,9 @@ def own_units(tree: dict[str, str]) -> dict[str, str]:
 def unit_links(tree: dict[str, str], directory: str) -> dict[str, str]:
     """Return {path: name of the release's file} that make the units of *tree* known and start them at boot."""
     links = {}
-    for name in own_units(tree):
+    for name, text in own_units(tree).items():
         links[os.path.join(directory, name)] = name
-        wants = WANTED_BY.get(os.path.splitext(name)[1])
+        wants = "multi-user.target.wants" if RUNS.search(text) else WANTED_BY.get(os.path.splitext(name)[1])
         if wants:
             links[os.path.join(directory, wants, name)] = name
     return links
@@ -311,7 +315,7 @@ def unit_links(tree: dict[str, str], directory: str) -> dict[str, str]:
 
 def started_units(tree: dict[str, str]) -> dict[str, str]:
     """Return {name: content} of the release's units that are started by nothing else."""
-    return {name: text for name, text in own_units(tree).items() if name.endswith(tuple(WANTED_BY))}
+    return {name: text for name, text in own_units(tree).items() if name.endswith(tuple(WANTED_BY)) or RUNS.search(text)}
 
 
 def stop_units(old: dict[str, str], new: dict[str, str]) -> list[str]:
@@ -322,13 +326,19 @@ def stop_units(old: dict[str, str], new: dict[str, str]) -> list[str]:
     return gone
 
 
-def start_units(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    """Bring the timers and paths of the release *new* up; return those that were started."""
-    before, after = started_units(old), started_units(new)
+def differs(unit: str, old: dict[str, str], new: dict[str, str]) -> bool:
+    """Tell whether *unit*, or a file of its release that it names, is another in *new*."""
+    named = [name for name in {*old, *new} if f"/current/{name} " in f"{new[unit]} "]
+    return any(old.get(name) != new.get(name) for name in (unit, *named))
+
+
+def start_units(old: dict[str, str], new: dict[str, str], *, before_probe: bool) -> list[str]:
+    """Bring the units of the release *new* up that the probe needs, or all others; return those that were started."""
+    after = {name: text for name, text in started_units(new).items() if name.endswith(BEFORE_PROBE) == before_probe}
     if own_units(old) != own_units(new):
         run("systemctl", "daemon-reload")
     inactive = [name for name in after if run("systemctl", "is-active", name, check=False).stdout.strip() != "active"]
-    changed = sorted({name for name in after if before.get(name) != after[name]} | set(inactive))
+    changed = sorted({name for name in after if differs(name, old, new)} | set(inactive))
     if changed:
         run("systemctl", "restart", *changed)
     return changed
@@ -676,7 +686,8 @@ class Transaction:
             outcome = f"the earlier release {os.path.basename(previous)} serves again"
             try:
                 make_unit_current("restart", failed, old)
-                start_units(failed, old)
+                start_units(failed, old, before_probe=True)
+                start_units(failed, old, before_probe=False)
                 probe_all({**self.job, "probes": json.loads(old.get(PROBES, "[]"))}, None)
             except (files.Fault, ProbeFailed) as fault:
                 outcome = f"the earlier release {os.path.basename(previous)} is back and fails, too:\n{fault}\nThe new one"
@@ -741,6 +752,7 @@ class Transaction:
         if changed_release or self.pending or action != "none":
             try:
                 make_unit_current(action, old, self.tree)
+                units += start_units(old, self.tree, before_probe=True)
                 probe_all(self.job, leaf_of(os.path.join(self.current, self.job["certificate"])))
             except (files.Fault, ProbeFailed) as why:
                 if not changed_release and not self.pending:
@@ -750,7 +762,9 @@ class Transaction:
                 self.settle()
             kicked = self.kick(old)
             self.prune()
-        units += start_units(old, self.tree)
+        else:
+            units += start_units(old, self.tree, before_probe=True)
+        units += start_units(old, self.tree, before_probe=False)
         return {
             "changed": bool(self.diffs or action != "none" or self.pending or units), "diff": self.diffs, "action": action,
             "release": os.path.basename(directory or ""), "kicked": kicked,

@@ -18,7 +18,7 @@ def test_fragments_come_base_first_and_raw_settings_last():
     for series in ("2.3", "2.4"):
         fragments, others = action.find_templates(roles, series)
         names = [path.name for path in fragments]
-        assert names == ["dovecot.conf.j2", "tls.conf.j2", "accounts.conf.j2", "zz-settings.conf.j2"]
+        assert names == ["dovecot.conf.j2", "tls.conf.j2", "accounts.conf.j2", "sessions.conf.j2", "zz-settings.conf.j2"]
         assert all(path.parent.name in (series, "common") for path in fragments)
         assert "accounts.passdb.j2" in [path.name for path in others]
 
