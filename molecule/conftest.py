@@ -18,7 +18,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT / "molecule" / "shared" / "lab"))
 
 import clients  # noqa: E402  # found only on the path that the line above adds
-from store import Store  # noqa: E402  # so is this
+from scanning import Scanner  # noqa: E402  # so is this
+from store import Store  # noqa: E402  # and this
 
 ACCESS_FILE = PROJECT / ".lab" / "access_test.json"
 PLAYBOOK_SECONDS = 600
@@ -74,6 +75,12 @@ def mail(host, access: dict) -> Mail:
 def store(host, mail, declared) -> Store:
     """Return the mail of testinfra's `host`, as its users see it, and the operator's commands."""
     return Store(host, mail, declared)
+
+
+@pytest.fixture
+def scanner(host) -> Scanner:
+    """Return the scanner of testinfra's `host`, as its operator handles it."""
+    return Scanner(host, PROJECT / ".lab")
 
 
 @dataclass

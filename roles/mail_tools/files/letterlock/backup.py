@@ -33,6 +33,7 @@ from letterlock.doveadm import ACCOUNTS_AT_ONCE, Doveadm, Failed
 from letterlock.durations import parse_duration, show_duration
 from letterlock.ledger import write_durably
 from letterlock.restic import INCOMPLETE, KEY_HINT_FILE, NO_PARENT, NO_REPOSITORY, PRUNER_PASSWORD_FILE, TAG, Fault, Restic, parsed
+from letterlock.scan_settings import QUARANTINE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -368,10 +369,16 @@ class Backup:
                 shutil.copy2(STATE / name, target / name)
         if (STATE / "ledger").is_dir():
             shutil.copytree(STATE / "ledger", target / "ledger")
-        if (STATE / "marks.sqlite").is_file():
-            with contextlib.closing(sqlite3.connect(STATE / "marks.sqlite")) as live, \
-                    contextlib.closing(sqlite3.connect(target / "marks.sqlite")) as copy:
-                live.backup(copy)
+        for name in ("marks.sqlite", "released.sqlite"):
+            if (STATE / name).is_file():
+                with contextlib.closing(sqlite3.connect(STATE / name)) as live, contextlib.closing(sqlite3.connect(target / name)) as copy:
+                    live.backup(copy)
+        if QUARANTINE.is_dir():
+            (target / QUARANTINE.name).mkdir(mode=0o700)
+            for file in [*QUARANTINE.glob("*.json"), *QUARANTINE.glob("*.age")]:
+                # Sealed and never written again: a link is as good as a copy.
+                with contextlib.suppress(FileNotFoundError):
+                    os.link(file, target / QUARANTINE.name / file.name)
 
     # ---- restic
 

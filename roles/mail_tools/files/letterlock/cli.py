@@ -14,42 +14,19 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from letterlock import backup, backup_commands, erasure, fetched, holds, locks, metrics, policies, restic, settings
+from letterlock import backup, backup_commands, erasure, fetched, holds, locks, metrics, policies, restic, scan_commands, settings
 from letterlock.accounts import place_of
 from letterlock.batches import read_lines
 from letterlock.doveadm import Doveadm, Failed
 from letterlock.durations import DAY, show_duration
 from letterlock.ledger import Broken, Ledger, write_durably
 from letterlock.plan import Planner
+from letterlock.quarantine import NotSealed
 from letterlock.retention import Refused, Run, read_state, write_state
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from letterlock.runs import one_run
 
 EX_TEMPFAIL = 75
-
-
-@contextlib.contextmanager
-def one_run(*, wait: float = locks.WAIT_SECONDS, writes: bool = True) -> Iterator[Run]:
-    """Give a run with its ledger open, alone on the host; sign the ledger when it ends, whatever became of it."""
-    now = time.time()
-    wanted = settings.read()
-    with locks.only_one(locks.RETENTION, wait):
-        ledger = Ledger()
-        ledger.open()
-        try:
-            if writes:
-                ledger.rotate(now=now, segment_seconds=wanted.ledger_keep_seconds / 8)
-            before = ledger.sequence
-            try:
-                yield Run(wanted, ledger, now)
-            finally:
-                if writes and ledger.sequence != before:
-                    ledger.sign(now, now - wanted.ledger_keep_seconds)
-        finally:
-            ledger.close()
 
 
 def report(run: Run, seconds: float) -> int:
@@ -306,6 +283,9 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("name")
     export.add_argument("directory", type=Path, help="a new directory")
     export.add_argument("--format", choices=sorted(holds.WRITERS), default="maildir", help="maildir (the default) or mbox")
+    scan_commands.add_scan_to(areas.add_parser("scan", help="malware").add_subparsers(required=True, metavar="COMMAND"), command)
+    area = areas.add_parser("quarantine", help="mail that nobody may see").add_subparsers(required=True, metavar="COMMAND")
+    scan_commands.add_quarantine_to(area, command)
     backup_commands.add_to(areas.add_parser("backup", help="backups").add_subparsers(required=True, metavar="COMMAND"), command)
     command_erase = areas.add_parser("erase", help="the right to erasure", description="Erase an account that exists no longer.")
     command_erase.set_defaults(action=erase)
@@ -337,7 +317,7 @@ def main() -> int:
     except (Refused, backup.Refused, settings.Unusable) as refused:
         print(f"letterlock: {refused}", file=sys.stderr)
         return 2
-    except (Broken, Failed, restic.Fault, OSError) as fault:
+    except (Broken, Failed, NotSealed, restic.Fault, OSError) as fault:
         print(f"letterlock: {fault}", file=sys.stderr)
         return 1
 

@@ -28,6 +28,21 @@ def parse_duration(text: object) -> int:
     return seconds
 
 
+def parse_patience(text: object) -> float:
+    """Return the seconds that *text* stands for, such as 500ms, 2s or 5m: how long somebody waits, not how long something is kept.
+
+    Raises ValueError for anything else, for nothing and for more than an hour.
+
+    >>> parse_patience("500ms"), parse_patience("2m")
+    (0.5, 120.0)
+    """
+    found = re.fullmatch(r"(\d{1,6})(ms|s|m)", text) if isinstance(text, str) else None
+    seconds = int(found.group(1)) * {"ms": 0.001, "s": 1.0, "m": 60.0}[found.group(2)] if found else 0.0
+    if not 0 < seconds <= HOUR:
+        raise ValueError(f"{text!r} is not a time such as 500ms, 2s or 5m, up to an hour")
+    return seconds
+
+
 def show_duration(seconds: float) -> str:
     """Return *seconds* in the largest unit that loses nothing, or rounded down to hours.
 

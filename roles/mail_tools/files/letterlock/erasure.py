@@ -7,6 +7,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from letterlock import fetched
+from letterlock.quarantine import Quarantine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,4 +49,12 @@ def erase(run: Run, account: str, home: Path) -> str:
         shutil.rmtree(doomed)
     records = fetched.forget(run.settings.spool, account)
     line = run.ledger.sequence
-    return f"{account}: erased {files} files, {octets} octets, and {records} records of POP3 sessions; line {line} of the ledger"
+    quarantine = Quarantine([])
+    items = [item for item in quarantine.items() if item.account == account]
+    for item in items:
+        quarantine.drop(item, "erased")
+    quarantine.record(run)
+    return (
+        f"{account}: erased {files} files, {octets} octets, {records} records of POP3 sessions, {len(items)} messages in quarantine; "
+        f"line {line} of the ledger"
+    )

@@ -5,6 +5,7 @@ https://github.com/prometheus/node_exporter#textfile-collector
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 from letterlock.ledger import write_durably
@@ -39,6 +40,17 @@ BACKUP_METRICS = {
     "drill_messages": ("gauge", "Messages that it read back"),
 }
 
+SCAN_METRICS = {
+    "signatures_timestamp_seconds": ("gauge", "When the newest signatures in force were made"),
+    "signature_faults": ("gauge", "Databases that are broken, or signatures that are old or not in force"),
+    "quarantined": ("gauge", "Messages in quarantine"),
+    "last_sweep_timestamp_seconds": ("gauge", "When a sweep last went through without a failure"),
+    "sweep_judged": ("gauge", "Messages that the last sweep judged"),
+    "sweep_taken": ("gauge", "Messages that the last sweep put into quarantine"),
+    "sweep_failures": ("gauge", "What the last sweep could not look at or take away"),
+    "sweep_seconds": ("gauge", "How long the last sweep took"),
+}
+
 
 def quoted(text: str) -> str:
     """Return *text* as a label's value."""
@@ -56,6 +68,12 @@ def add_totals(totals: dict[str, dict[str, int]], expunged: Mapping[str, int], o
         before = totals.get(name, {})
         added[name] = {policy: before.get(policy, 0) + more.get(policy, 0) for policy in sorted({*before, *more})}
     return added
+
+
+def write_figures(file: Path, figures: Mapping[str, object]) -> None:
+    """Keep *figures* in *file* for the next time."""
+    file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    write_durably(file, json.dumps(figures).encode())
 
 
 def write(

@@ -1,0 +1,111 @@
+"""Other policies, and the role switched off: nothing of it is left but what is in quarantine."""
+
+from __future__ import annotations
+
+import smtplib
+
+import clients
+import pytest
+from conftest import wait_for
+from scanning import EICAR, message
+
+USER = "bob@letterlock.test"
+
+
+def test_a_second_run_changes_nothing(site, mail):
+    """Deployed again it changes nothing, and check mode says so, too."""
+    assert site.converge().changed(mail.host["name"]) == 0
+    checked = site.run("--check", "--diff")
+    assert checked.code == 0, checked.output
+    assert checked.changed(mail.host["name"]) == 0
+
+
+def test_other_policies(site, mail, scanner):
+    """Reject answers 5xx, makes no bounce and keeps nothing; deliver_unscanned lets mail in while clamd is away."""
+    site.converge(mail_scan_malware="reject", mail_scan_unavailable="deliver_unscanned")
+    before = len(scanner.quarantine(USER))
+    with pytest.raises(smtplib.SMTPDataError) as refused:
+        mail.deliver(USER, message("rejected", EICAR))
+    assert refused.value.smtp_code == 550
+    assert b"Test.Eicar" in refused.value.smtp_error
+    assert len(scanner.quarantine(USER)) == before
+    scanner.host.check_output("systemctl stop letterlock-clamd")
+    mail.deliver(USER, message("unscanned", EICAR))
+    scanner.host.check_output("systemctl start letterlock-clamd")
+    # The gate pays what is owed, before a session sees it.
+    assert scanner.host.check_output(f"doveadm search -u {USER} mailbox INBOX body EICAR subject unscanned")
+    wait_for(lambda: scanner.host.run("letterlock scan status").rc == 0)
+    assert not any(b"\r\nSubject: unscanned" in text for text in clients.imap_messages(*mail.login(USER)))
+    site.converge(mail_scan_malware="tag", mail_scan_notice=False)
+    mail.deliver(USER, message("tagged", EICAR))
+    newest = clients.without_trace(clients.imap_messages(*mail.login(USER))[-1])
+    assert newest.startswith(b"X-Letterlock-Scan: malware; Test.Eicar\r\n")
+    site.converge()
+
+
+def test_bad_variables_are_refused_all_at_once(site):
+    """Before anything changes, with every fault and its variable."""
+    run = site.run(
+        mail_scan_quarantine_recipients=["AGE-SECRET-KEY-1X", "age1short"], mail_scan_timeout="2h", mail_scan_size_max="9G",
+        mail_scan_signatures_directory="signatures", mail_scan_notice_from="nobody", mail_scan_quarantine_keep_for="often",
+    )
+    assert run.code != 0
+    for part in (
+        "belongs off every host", "'age1short'", "mail_scan_timeout", "mail_scan_size_max: 9G", "without blanks", "holds no address",
+        "mail_scan_quarantine_keep_for",
+    ):
+        assert part in run.output, part
+
+
+def test_the_quarantine_is_in_backups(store, scanner, mail):
+    """It comes back with what was released, on a host that has lost it."""
+    mail.deliver(USER, message("to be backed up", EICAR))
+    before = scanner.quarantine(USER)
+    assert before
+    store.backup()
+    host = scanner.host
+    lost = "/var/lib/letterlock/quarantine /var/lib/letterlock/released.sqlite"
+    host.check_output(f"systemctl stop letterlock-quarantine.path && rm -rf {lost}")
+    restored = store.letterlock("backup restore")
+    host.check_output("systemctl start letterlock-quarantine.path")
+    assert restored.rc == 0, restored.stdout + restored.stderr
+    assert scanner.quarantine(USER) == before
+    assert host.file("/var/lib/letterlock/quarantine").mode == 0o700
+    assert "subject: to be backed up" in scanner.with_identity(f"show {before[-1]['identity']}").stdout
+    assert host.file("/var/lib/letterlock/released.sqlite").exists
+
+
+def test_an_erased_account_leaves_nothing_in_quarantine(site, mail, scanner):
+    """The right to erasure covers it, and the ledger says so."""
+    user = "grace@example.test"
+    mail.deliver(user, message("to be erased", EICAR))
+    accounts = [{"name": name, "password": password} for name, password in mail.accounts.items() if name != user]
+    site.converge(mail_accounts_users=accounts, mail_retention_policies=[])
+    scanner.host.check_output(f"letterlock erase {user} --confirm {user}")
+    assert scanner.quarantine(user) == []
+    assert scanner.ledger(action="erased", account=user)
+    site.converge()
+
+
+def test_switched_off_nothing_is_left(site, mail, scanner):
+    """No unit, no socket, no package, no guard; Dovecot's own LMTP takes mail again. The quarantine stays."""
+    kept = scanner.host.check_output("ls /var/lib/letterlock/quarantine/*.age | wc -l")
+    site.converge(mail_scan_enabled=False)
+    mail.deliver(USER, message("unjudged", EICAR))
+    assert any(b"unjudged" in text for text in clients.imap_messages(*mail.login(USER)))
+    host = scanner.host
+    units = ("*scan*", "*clam*.conf", "letterlock-lmtp*", "letterlock-q*", "letterlock-signatures*")
+    assert host.check_output("find /etc/systemd/system " + " -o ".join(f"-name '{unit}'" for unit in units)) == ""
+    assert host.run("dpkg-query -W -f '${db:Status-Abbrev}' clamav-daemon").stdout.strip() not in ("ii", "rc")
+    assert host.run("pgrep -x clamd").rc == 1
+    assert not host.file("/run/dovecot/lmtp-store").exists
+    assert host.check_output("ls /var/lib/letterlock/quarantine/*.age | wc -l") == kept
+    assert site.converge(mail_scan_enabled=False).changed(mail.host["name"]) == 0
+    site.converge()
+    mail.deliver(USER, message("judged again", EICAR))
+    assert not any(b"judged again" in text and b"Auto-Submitted" not in text for text in clients.imap_messages(*mail.login(USER)))
+
+
+def test_the_host_is_whole(host):
+    """No unit failed."""
+    assert host.check_output("systemctl --failed --no-legend --plain") == ""

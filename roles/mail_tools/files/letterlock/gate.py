@@ -1,0 +1,195 @@
+"""The gate: before a session sees a mailbox, what the current signatures have not judged in it is judged.
+
+Dovecot runs `files/gate.pl` before each session, which asks here and waits. A session
+begins when nothing is left that was never judged, and nothing unseen or recent that the
+current signatures have not judged; what is older the sweep judges. Where that takes longer
+than the budget the policy says whether the session begins all the same, but what was never
+judged is never served while the scanner gives no verdict.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from letterlock import people, scan_settings
+from letterlock.clamd import Unavailable
+from letterlock.daemon import Steps
+from letterlock.doveadm import Doveadm, Failed, any_of, in_mailbox
+from letterlock.judged import Box, Judged
+from letterlock.rescan import MESSAGE_FIELDS, Judge, Message, Outcome, messages_of, query_for
+from letterlock.settings import Unusable
+from letterlock.signatures import version
+
+if TYPE_CHECKING:
+    import socket
+
+    from letterlock.scan_settings import ScanSettings
+
+GO, WAIT = b"go\n", b"no\n"
+STATUS = ["guid", "uidvalidity", "uidnext"]
+LONGEST_NAME = 1024
+# No session waits longer, whatever the policy.
+LONGEST_SECONDS = 600
+SESSIONS = 500
+WORKERS = 4
+FIRST_PART = 5
+
+
+class Refused(Exception):
+    """The session may not begin now; the message says why."""
+
+
+class Gate:
+    """The question of one session."""
+
+    def __init__(self, settings: ScanSettings, judged: Judged, doveadm: Doveadm, account: str) -> None:
+        """Take whose session it is, and what is remembered."""
+        self.settings, self.judged, self.doveadm, self.account = settings, judged, doveadm, account
+        self.number = version().number
+
+    def open(self) -> None:
+        """Judge what has to be; raise Refused or Failed."""
+        if not self.settings.gate.enabled:
+            return
+        boxes = self.news()
+        if boxes:
+            self.judge(boxes)
+
+    def news(self) -> list[tuple[dict, Box]]:
+        """Return (status, what is known) of the mailboxes in which something may have to be judged."""
+        known = self.judged.boxes(self.account)
+        found = []
+        for status in self.doveadm.one("mailboxStatus", user=self.account, field=STATUS, mailboxMask=["*"]):
+            box = known.get((self.account, status["guid"]), Box())
+            if box.validity != int(status["uidvalidity"]):
+                box = Box(validity=int(status["uidvalidity"]))
+            # Without signatures nothing can be judged anew, and what came in was let in by the operator's word.
+            if int(status["uidnext"]) != box.next_uid or box.gate != self.number:
+                found.append((status, box))
+        return found
+
+    def wanted(self, boxes: list[tuple[dict, Box]]) -> tuple[list[Message], set[str]]:
+        """Return the messages to be judged, the newest first, and the GUIDs of those that never were."""
+        recent = str(int(time.time()) - self.settings.gate.recent_seconds)
+        terms = []
+        for status, box in boxes:
+            where = in_mailbox(status["mailbox"], status["guid"])
+            new = ["uid", f"{box.next_uid}:4294967295"]
+            fresh = [] if box.gate == self.number else [["unseen"], ["savedsince", recent]]
+            terms.append([*where, *any_of([new, *fresh])])
+        rows = self.doveadm.one("fetch", user=self.account, field=MESSAGE_FIELDS, query=any_of(terms))
+        messages = list(messages_of(self.account, {status["guid"]: status["mailbox"] for status, _ in boxes}, rows))
+        numbers = self.judged.numbers([message.guid for message in messages])
+        left = [message for message in messages if numbers.get(message.guid, 0) < self.number or not self.number]
+        return sorted(left, key=lambda each: -each.saved), {each.guid for each in left if each.guid not in numbers}
+
+    def judge(self, boxes: list[tuple[dict, Box]]) -> None:
+        """Judge what is news in *boxes*, and remember them; raise Refused."""
+        messages, never = self.wanted(boxes)
+        outcome = Outcome()
+        try:
+            self.judge_in_time(messages, never, outcome)
+        except Unavailable as why:
+            if never and not self.settings.gate.serves_unjudged:
+                raise Refused(f"{len(never)} messages were never judged, and the scanner gives no verdict: {why}") from why
+            print(f"{self.account}: goes on without a verdict: {why}", file=sys.stderr, flush=True)
+            return
+        finally:
+            self.judged.note([message.guid for message in outcome.clean], self.number)
+        if outcome.failed:
+            raise Refused(f"{len(outcome.failed)} messages could not be taken away or read")
+        judged = {message.key for message in [*outcome.clean, *(message for message, _ in outcome.taken)]}
+        left = [message for message in messages if message.key not in judged]
+        if not left or not self.still_there(left):
+            self.judged.note_boxes([
+                (self.account, status["guid"], Box(box.validity, int(status["uidnext"]), self.number, box.sweep)) for status, box in boxes
+            ])
+        elif self.settings.gate.waits:
+            raise Refused(f"judging took longer than {LONGEST_SECONDS} s")
+
+    def judge_in_time(self, messages: list[Message], never: set[str], outcome: Outcome) -> None:
+        """Judge *messages*, those that *never* were first, as many as the budget allows; raise Unavailable."""
+        if messages and not self.number:
+            raise Unavailable("there are no signatures")
+        begun, wanted = time.monotonic(), self.settings.gate
+        judge = Judge(self.settings, "gate", before_each=people.first)
+        # What was let in unjudged is owed, whatever it takes. Of what was judged once the session need not wait for all.
+        left = sorted(messages, key=lambda each: each.guid not in never)
+        count = FIRST_PART
+        while left:
+            # In parts that grow, because doveadm reads a part in its own order, and the newest come first.
+            some, left = left[:count], left[count:]
+            owed = self.settings.deliver_unscanned and not never.isdisjoint(message.guid for message in some)
+            seconds = LONGEST_SECONDS if wanted.waits or owed else wanted.budget
+            if time.monotonic() - begun >= seconds:
+                return
+            outcome.add(judge.judge(some, WORKERS, lambda seconds=seconds: time.monotonic() - begun < seconds))
+            count *= 2
+
+    def still_there(self, messages: list[Message]) -> bool:
+        """Tell whether any of *messages*, which were not judged, is still there."""
+        return bool(self.doveadm.one("fetch", user=self.account, field=["uid"], query=query_for(messages)))
+
+
+class Server(Steps):
+    """Answers `files/gate.pl`."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        """Take the socket that systemd holds."""
+        super().__init__()
+        self.listener = listener
+        self.judged = Judged()
+        self.room = threading.Semaphore(SESSIONS)
+        self.idle: list[Doveadm] = []
+
+    @contextlib.contextmanager
+    def doveadm(self):
+        """Lend a connection to doveadm that no other session uses meanwhile."""
+        with self.mutex:
+            connection = self.idle.pop() if self.idle else Doveadm()
+        yield connection
+        with self.mutex:
+            self.idle.append(connection)
+
+    def answer(self, account: str) -> bytes:
+        """Return whether a session of *account* may begin."""
+        try:
+            with self.doveadm() as doveadm:
+                Gate(scan_settings.read(), self.judged, doveadm, account).open()
+        except (Refused, Failed, Unusable, OSError, KeyError, ValueError) as why:
+            print(f"{account}: no session: {why}", file=sys.stderr, flush=True)
+            return WAIT
+        return GO
+
+    def serve(self, client: socket.socket) -> None:
+        """Answer one question."""
+        try:
+            with self.busy(), client:
+                client.settimeout(LONGEST_SECONDS)
+                asked = client.makefile("rb").readline(LONGEST_NAME)
+                if asked.endswith(b"\n"):
+                    client.sendall(self.answer(asked.decode(errors="replace").strip()))
+        except OSError:
+            pass  # who asked is gone, and with it the session
+        finally:
+            self.room.release()
+
+    def listen(self) -> None:
+        """Take connections."""
+        while True:
+            self.room.acquire()
+            client, _ = self.listener.accept()
+            threading.Thread(target=self.serve, args=(client,), daemon=True).start()
+
+
+def run(listener: socket.socket) -> int:
+    """Serve until the programs change."""
+    server = Server(listener)
+    listener.setblocking(True)
+    threading.Thread(target=server.listen, daemon=True).start()
+    server.step_aside()
+    return 0

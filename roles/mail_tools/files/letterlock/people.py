@@ -1,0 +1,38 @@
+"""Who goes first at the scanner: people, who wait for a delivery or a login, before the sweep, for which nobody waits."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import time
+from typing import TYPE_CHECKING
+
+from letterlock.scan_settings import STATE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LOCK = STATE / "people"
+# So long the sweep gives way for one message; where people never stop coming, it goes on slowly.
+PATIENCE_SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def first() -> Iterator[None]:
+    """Be one of the people. The kernel takes the lock back from a process that dies."""
+    STATE.mkdir(mode=0o711, parents=True, exist_ok=True)
+    with LOCK.open("a", encoding="ascii") as handle:
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+
+
+def give_way() -> None:
+    """Wait until nobody waits for the scanner."""
+    STATE.mkdir(mode=0o711, parents=True, exist_ok=True)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    with LOCK.open("a", encoding="ascii") as handle:
+        while time.monotonic() < deadline:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            time.sleep(0.02)

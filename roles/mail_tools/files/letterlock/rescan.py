@@ -1,0 +1,294 @@
+"""Stored mail is read through Dovecot, judged, and taken away from its user when it is malware."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, BinaryIO
+
+from letterlock import lmtp_front
+from letterlock.clamd import CHUNK, CLEAN, MALWARE, Verdict, chunks
+from letterlock.doveadm import ENVIRONMENT, Doveadm, Failed, any_of, in_mailbox, uid_set
+from letterlock.notice import notice
+from letterlock.quarantine import Item, NotSealed, Quarantine, fingerprint_of, hash_of
+from letterlock.released import Released
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from letterlock.scan_settings import ScanSettings
+
+# Smaller messages are judged several at once; a larger one goes from doveadm to clamd in pieces.
+SMALL = 4 << 20
+FIELDS = "user mailbox-guid uid size.physical text"
+BEFORE_TEXT = b" text="
+LONGEST_ROW = 4096
+READ_SECONDS = 900
+TRIES = 3
+
+
+@dataclass(frozen=True)
+class Message:
+    """A stored message, as far as an index tells."""
+
+    account: str
+    mailbox: str
+    box: str
+    uid: int
+    guid: str
+    flags: tuple[str, ...]
+    received: int
+    saved: int
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What names it: account, mailbox GUID, UID."""
+        return self.account, self.box, self.uid
+
+
+@dataclass
+class Outcome:
+    """What judging some messages came to."""
+
+    clean: list[Message] = field(default_factory=list)
+    taken: list[tuple[Message, Item]] = field(default_factory=list)
+    # Malware that could not be taken away, and what could not be read.
+    failed: list[Message] = field(default_factory=list)
+
+    def add(self, other: Outcome) -> None:
+        """Add what *other* holds."""
+        self.clean += other.clean
+        self.taken += other.taken
+        self.failed += other.failed
+
+
+def query_for(messages: list[Message]) -> list[str]:
+    """Return the search that finds *messages*, mailbox by mailbox."""
+    by_box: dict[tuple[str, str], list[int]] = {}
+    for message in messages:
+        by_box.setdefault((message.mailbox, message.box), []).append(message.uid)
+    return any_of([[*in_mailbox(name, guid), "uid", uid_set(uids)] for (name, guid), uids in by_box.items()])
+
+
+class Cut:
+    """The text of one message in a stream of many: as many octets as its row says, and not one more."""
+
+    def __init__(self, stream: BinaryIO, size: int) -> None:
+        """Take the *stream*, which is at the text's beginning."""
+        self.stream, self.left = stream, size
+
+    def read(self, most: int = CHUNK) -> bytes:
+        """Return the next octets; none at its end."""
+        some = self.stream.read(min(most, self.left))
+        self.left -= len(some)
+        if self.left and not some:
+            raise Failed("doveadm fetch ended in the middle of a message")
+        return some
+
+
+def texts(messages: list[Message]) -> Iterator[tuple[tuple[str, str, int], Cut]]:
+    """Yield ((account, mailbox GUID, UID), text) of *messages* as one doveadm reads them; the text is read before the next one.
+
+    doveadm's flow format writes a text as it is, and `size.physical` octets of it, which is all that tells where it ends: a
+    text may hold anything. (Its tab format puts a tab between the blocks of a text.) Raises Failed when that does not fit;
+    those yielded before it are good.
+    """
+    accounts = list(dict.fromkeys(message.account for message in messages))
+    with contextlib.ExitStack() as stack:
+        errors = stack.enter_context(tempfile.TemporaryFile())
+        names = stack.enter_context(tempfile.TemporaryFile())
+        names.write("".join(f"{account}\n" for account in accounts).encode())
+        names.seek(0)
+        process = stack.enter_context(subprocess.Popen(
+            ["doveadm", "-f", "flow", "fetch", "-F", "/dev/stdin", "--", FIELDS, *query_for(messages)],
+            stdin=names, stdout=subprocess.PIPE, stderr=errors, env=ENVIRONMENT,
+        ))
+        stack.callback(process.kill)
+        while row := head_of_row(process.stdout):
+            values = dict(word.split("=", 1) for word in row.decode(errors="replace").split(" ") if "=" in word)
+            try:
+                key = values["user"], values["mailbox-guid"], int(values["uid"])
+                text = Cut(process.stdout, int(values["size.physical"]))
+            except (ValueError, KeyError) as error:
+                raise Failed(f"doveadm fetch: a row can't be read: {row[:200]!r}") from error
+            yield key, text
+            while text.read():
+                pass
+            if process.stdout.read(1) != b"\n":
+                raise Failed(f"doveadm fetch: a message of {key[0]} is not as long as Dovecot says")
+        if process.wait():
+            errors.seek(0)
+            said = errors.read().decode(errors="replace").strip().splitlines()
+            raise Failed(f"doveadm fetch: exit code {process.returncode}: {said[-1] if said else 'no message'}")
+
+
+def head_of_row(stream: BinaryIO) -> bytes:
+    """Return what stands before a text; nothing at the end."""
+    row = b""
+    while not row.endswith(BEFORE_TEXT):
+        octet = stream.read(1)
+        if not octet or len(row) > LONGEST_ROW:
+            return row
+        row += octet
+    return row.removesuffix(BEFORE_TEXT)
+
+
+class Judge:
+    """Judges stored messages, and takes those away that are malware."""
+
+    def __init__(self, settings: ScanSettings, stage: str, *, before_each: Callable[[], object] = contextlib.nullcontext) -> None:
+        """Take the settings, who judges (gate or sweep), and what is entered for each scan."""
+        self.settings, self.stage, self.before_each = settings, stage, before_each
+        self.clamd = settings.clamd()
+        self.quarantine = Quarantine(settings.recipients)
+        self.doveadm = Doveadm()
+
+    def judge(self, messages: list[Message], workers: int, go_on: Callable[[], bool]) -> Outcome:
+        """Judge *messages* on *workers* threads as long as *go_on* says; raise Unavailable when clamd gives no verdict.
+
+        What is in no list of the outcome was not judged: it was gone, or the time was over.
+        """
+        outcome, left = Outcome(), messages
+        for _ in range(TRIES):
+            try:
+                self.judge_some(left, outcome, workers, go_on)
+            except Failed as failed:
+                # What is expunged while it is read cuts the answer off.
+                print(f"not all could be read at once: {failed}", file=sys.stderr, flush=True)
+                left = [message for message in messages if not known(message, outcome)]
+            else:
+                return outcome
+        self.one_by_one(left, outcome, go_on)
+        return outcome
+
+    def judge_some(self, messages: list[Message], outcome: Outcome, workers: int, go_on: Callable[[], bool]) -> None:
+        """Judge *messages* as one doveadm reads them; raise Failed where it can't, and Unavailable."""
+        by_key = {message.key: message for message in messages}
+        with ThreadPoolExecutor(workers) as pool:
+            waiting: deque = deque()
+            try:
+                for key, text in texts(messages):
+                    message = by_key.get(key)
+                    if message is None:
+                        continue
+                    if text.left > SMALL:
+                        self.settle(message, self.scan(text), outcome)
+                    else:
+                        whole = b"".join(iter(text.read, b""))
+                        waiting.append((message, pool.submit(self.scan, [whole] if whole else [])))
+                    while len(waiting) > 2 * workers:
+                        first, verdict = waiting.popleft()
+                        self.settle(first, verdict.result(), outcome)
+                    if not go_on():
+                        break
+            finally:
+                for message, verdict in waiting:
+                    self.settle(message, verdict.result(), outcome)
+
+    def one_by_one(self, messages: list[Message], outcome: Outcome, go_on: Callable[[], bool]) -> None:
+        """Judge what an iteration could not read, each by a command of its own."""
+        for message in messages:
+            if not go_on():
+                return
+            with tempfile.TemporaryFile() as file:
+                try:
+                    if self.read(message, file):
+                        self.settle(message, self.scan(chunks(file)), outcome)
+                except Failed as failed:
+                    print(f"{message.account}: {message.mailbox}, UID {message.uid}: {failed}", file=sys.stderr, flush=True)
+                    outcome.failed.append(message)
+
+    def scan(self, text: Iterable[bytes] | Cut) -> Verdict:
+        """Return clamd's verdict on *text*; raise Unavailable."""
+        with self.before_each():
+            return self.clamd.scan(iter(text.read, b"") if isinstance(text, Cut) else text)
+
+    def settle(self, message: Message, verdict: Verdict, outcome: Outcome) -> None:
+        """Note what is clean; take away what is not."""
+        # Stored malware can't be rejected any more; what the operator lets in with a tag stays.
+        doomed = {"quarantine", "reject"} if verdict.kind == MALWARE else {"quarantine"}
+        if verdict.kind == CLEAN or self.settings.policy[verdict.kind] not in doomed:
+            outcome.clean.append(message)
+            return
+        try:
+            item = self.take(message, verdict)
+        except (OSError, Failed, NotSealed) as fault:
+            where = f"{message.account}: {message.mailbox}, UID {message.uid}"
+            print(f"{where}: {verdict.signature}: not taken: {fault}", file=sys.stderr, flush=True)
+            outcome.failed.append(message)
+            return
+        if item is None:
+            outcome.clean.append(message)
+        else:
+            outcome.taken.append((message, item))
+
+    def read(self, message: Message, into: BinaryIO) -> bool:
+        """Write the text of *message* to *into*, as it is stored; return whether it is still there. Raises Failed."""
+        where = [*in_mailbox(message.mailbox, message.box), "uid", str(message.uid)]
+        done = subprocess.run(
+            ["doveadm", "-f", "flow", "fetch", "-u", message.account, "text", *where],
+            stdin=subprocess.DEVNULL, capture_output=True, env=ENVIRONMENT, timeout=READ_SECONDS, check=False,
+        )
+        if done.returncode:
+            raise Failed(done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}")
+        into.write(done.stdout.removeprefix(b"text=").removesuffix(b"\n"))
+        into.seek(0)
+        return bool(done.stdout)
+
+    def take(self, message: Message, verdict: Verdict) -> Item | None:
+        """Put *message* into quarantine and expunge it; return None when the operator has released it before. Raises Failed or OSError."""
+        with tempfile.TemporaryFile() as file:
+            if not self.read(message, file):
+                return None
+            sha256, octets = hash_of(file)
+            fingerprint = fingerprint_of(file)
+            if Released().has(fingerprint, verdict.signature):
+                return None
+            item = self.quarantine.put(Item(
+                account=message.account, verdict=verdict.kind, signature=verdict.signature, stage=self.stage, octets=octets, sha256=sha256,
+                fingerprint=fingerprint, mailbox=message.mailbox, flags=message.flags, received=message.received, saved=message.saved,
+                uid=message.uid, guid=message.guid,
+            ), file)
+            where = [*in_mailbox(message.mailbox, message.box), "uid", str(message.uid)]
+            self.doveadm.one("expunge", user=message.account, query=where)
+            if self.doveadm.one("fetch", user=message.account, field=["uid"], query=where):
+                raise Failed("it is still there after the expunge")
+            where = f"{item.account}: {item.mailbox}, UID {item.uid}"
+            print(f"{where}: {item.verdict} {item.signature}, in quarantine as {item.identity}", flush=True)
+            self.tell(item, file)
+        return item
+
+    def tell(self, item: Item, text: BinaryIO) -> None:
+        """Deliver a notice. A notice that fails is only told."""
+        wanted = self.settings.raw["notice"]
+        if not wanted["enabled"]:
+            return
+        try:
+            made = notice(item, text, sender=wanted["from"], subject=wanted["subject"], text=wanted["text"])
+            lmtp_front.deliver(self.settings.lmtp_socket, f"<{item.account}>".encode(), made)
+        except lmtp_front.Gone as gone:
+            print(f"{item.account}: no notice of {item.identity}: {gone}", file=sys.stderr, flush=True)
+
+
+def known(message: Message, outcome: Outcome) -> bool:
+    """Tell whether *outcome* holds *message*."""
+    return any(message is each for each in [*outcome.clean, *outcome.failed, *(taken for taken, _ in outcome.taken)])
+
+
+def messages_of(account: str, names: dict[str, str], rows: Iterable[dict]) -> Iterator[Message]:
+    """Yield the messages of doveadm's *rows*; *names* is {mailbox GUID: name}."""
+    for row in rows:
+        if row.get("mailbox-guid") in names:
+            yield Message(
+                account=account, mailbox=names[row["mailbox-guid"]], box=row["mailbox-guid"], uid=int(row["uid"]), guid=row["guid"],
+                flags=tuple(flag for flag in row["flags"].split() if flag != "\\Recent"), received=int(row["date.received.unixtime"]),
+                saved=int(row["date.saved.unixtime"]),
+            )
+
+
+MESSAGE_FIELDS = ["mailbox-guid", "uid", "guid", "flags", "date.received.unixtime", "date.saved.unixtime"]
