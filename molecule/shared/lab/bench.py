@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 import bench_backup
 import bench_retention
+import bench_scan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,9 +54,16 @@ AGAINST = {
         ("restore", "restore", "restore_bare", "<= 1.2"),
         ("IMAP session during a backup, p95", "latency", "latency_quiet", "<= 1.5"),
     ),
+    "scan": (
+        ("delivery with a scan, p50", "p50", "p50_bare", ""),
+        ("delivery with a scan, p95", "p95", "p95_bare", ""),
+        ("login with nothing new", "login", "login_bare", "<= 1.1"),
+        ("sweep / clamdscan", "sweep", "sweep_bare", "<= 1.2"),
+        ("sweep again / letterlock's start", "again", "again_bare", ""),
+    ),
 }
 WORKERS = 8
-PARTS = ["fresh", "noop", "load", "retention", "backup"]
+PARTS = ["fresh", "noop", "load", "retention", "backup", "scan"]
 SSH_CONFIG = PROJECT / ".lab" / "ssh" / "config_bench"
 
 
@@ -190,8 +198,12 @@ def bench_module(module: ModuleType, runs: int) -> dict:
     results = {}
     for release, (kit, _) in RELEASES.items():
         create([kit])
-        run(*site([kit], "--extra-vars", json.dumps(module.VARIABLES)))
-        results[release] = module.measure(on, say, kit, runs)
+
+        def deploy(kit: str = kit, **variables: object) -> None:
+            run(*site([kit], "--extra-vars", json.dumps({**module.VARIABLES, **variables})))
+
+        deploy()
+        results[release] = module.measure(on, say, deploy, kit, runs)
     return results
 
 
@@ -249,6 +261,7 @@ def main() -> None:
             ("load", lambda: bench_load(arguments.runs, arguments.seconds)),
             ("retention", lambda: bench_module(bench_retention, arguments.runs)),
             ("backup", lambda: bench_module(bench_backup, arguments.runs)),
+            ("scan", lambda: bench_module(bench_scan, arguments.runs)),
         ):
             if part in arguments.only:
                 results[part] = measure()

@@ -22,25 +22,24 @@ VARIABLES = {
     "mail_backup_check_schedule": "*-01-01 00:00:00",
     "mail_retention_schedule": "*-01-01 00:00:00",
 }
-# Messages of which none is like another, in Maildirs that are imported: (accounts, messages of each, first number).
-FILL = f"""python3 - %d %d %d <<'END'
+FILL = """python3 - %d %d %d %d %d <<'END'
 import base64, os, shutil, subprocess, sys
-accounts, messages, first = map(int, sys.argv[1:])
-for account in range(accounts):
-    source = f"/srv/source/user{{account}}"
+accounts, messages, first, octets, first_account = map(int, sys.argv[1:])
+for account in range(first_account, first_account + accounts):
+    source = f"/srv/source/user{account}"
     for folder in ("cur", "new", "tmp"):
-        os.makedirs(f"{{source}}/{{folder}}", exist_ok=True)
+        os.makedirs(f"{source}/{folder}", exist_ok=True)
     for number in range(first, first + messages):
-        text = base64.encodebytes(os.urandom({OCTETS} * 3 // 4)).replace(b"\\n", b"\\r\\n")
-        head = f"From: s@example.org\\r\\nSubject: {{number}}\\r\\nMessage-ID: <{{number}}.{{account}}@example.org>\\r\\n\\r\\n".encode()
-        with open(f"{{source}}/cur/{{number}}.M1.bench:2,", "wb") as file:
+        text = base64.encodebytes(os.urandom(octets * 3 // 4)).replace(b"\\n", b"\\r\\n")
+        head = f"From: s@example.org\\r\\nSubject: {number}\\r\\nMessage-ID: <{number}.{account}@example.org>\\r\\n\\r\\n".encode()
+        with open(f"{source}/cur/{number}.M1.bench:2,", "wb") as file:
             file.write(head + text)
     subprocess.run(["chown", "-R", "vmail:", "/srv/source"], check=True)
-    take = ["doveadm", "-o", "mail_fsync=never", "import", "-u", f"user{{account}}@bench.test"]
-    subprocess.run([*take, f"maildir:{{source}}", "", "all"], check=True)
+    take = ["doveadm", "-o", "mail_fsync=never", "import", "-u", f"user{account}@bench.test"]
+    subprocess.run([*take, f"maildir:{source}", "", "all"], check=True)
     shutil.rmtree(source)
 END
-find /srv/mail/bench.test ! -user vmail -exec chown vmail: {{}} +
+find /srv/mail/bench.test ! -user vmail -exec chown vmail: {} +
 sync
 """
 RESTIC = "env RESTIC_PASSWORD=bench RESTIC_REPOSITORY=/srv/bare RESTIC_CACHE_DIR=/srv/bare-cache restic"
@@ -69,13 +68,18 @@ END
 """
 
 
-def measure(on: Callable, say: Callable, host: str, runs: int) -> dict:
+def fill(accounts: int, messages: int, first: int, octets: int = OCTETS, *, first_account: int = 0) -> str:
+    """Return the command that imports *messages* of *octets* into each account, none like another, numbered from *first*."""
+    return FILL % (accounts, messages, first, octets, first_account)
+
+
+def measure(on: Callable, say: Callable, _deploy: Callable, host: str, runs: int) -> dict:
     """Return medians, in seconds, of the kit and of bare restic on *host*: full, with 1 % new mail, restored; and latencies.
 
     A full backup makes its repository.
     """
     say(f"backup, {host}, fills {ACCOUNTS * MESSAGES} messages")
-    on(host, FILL % (ACCOUNTS, MESSAGES, 0))
+    on(host, fill(ACCOUNTS, MESSAGES, 0))
     times: dict[str, list[float]] = {f"{kind}{of}": [] for kind in ("full", "new", "restore") for of in ("", "_bare")}
     latencies: dict[str, list[float]] = {"latency": [], "latency_quiet": []}
     # Whoever comes second finds more in memory: each is first as often as the other. What was written before must not go to the
@@ -92,7 +96,7 @@ def measure(on: Callable, say: Callable, host: str, runs: int) -> dict:
         for side in sides:
             on(host, "sync")
             times[f"full{side}"].append(timed(on, host, FULL[side])[0])
-        on(host, FILL % (ACCOUNTS, NEW, MESSAGES * (number + 2)))
+        on(host, fill(ACCOUNTS, NEW, MESSAGES * (number + 2)))
         for side in sides:
             on(host, "sync")
             times[f"new{side}"].append(timed(on, host, AGAIN[side])[0])

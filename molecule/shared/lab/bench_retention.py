@@ -71,7 +71,7 @@ def acknowledged(on: Callable, host: str) -> str:
     return f"letterlock retention run --acknowledge {word.group(1)}"
 
 
-def measure(on: Callable, say: Callable, host: str, runs: int) -> dict:
+def measure(on: Callable, say: Callable, _deploy: Callable, host: str, runs: int) -> dict:
     """Return medians, in seconds, of the kit and of bare doveadm on *host*, with a tenth to expunge and with nothing."""
     times: dict[str, list[float]] = {name: [] for name in ("bare", "bare_nothing", "kit", "kit_nothing", "kit_quiet", "kit_mib")}
     for number in range(runs):
