@@ -12,7 +12,8 @@ from letterlock import durations  # found on the path that the line above adds
 
 # What ends up in a line of a unit or of a configuration file.
 LINES = (
-    "mail_scan_memory_max", "mail_scan_sweep_schedule", "mail_scan_freshclam_schedule", "mail_scan_freshclam_mirror",
+    "mail_scan_memory_max", "mail_scan_rspamd_memory_max", "mail_scan_sweep_schedule", "mail_scan_freshclam_schedule",
+    "mail_scan_freshclam_mirror",
     "mail_scan_signatures_directory",
     "mail_scan_notice_from", "mail_scan_notice_subject", "mail_scan_metrics_file",
 )
@@ -84,6 +85,12 @@ def faults(variables: dict, _host: dict) -> list[str]:
     for name in ("mail_scan_signatures_directory", "mail_scan_metrics_file"):
         if not variables[name].startswith("/") or re.search(r"\s", variables[name]):
             found.append(f"{name}: {variables[name]!r} is not an absolute path without blanks")
+    if variables["mail_scan_rspamd"] and variables["mail_scan_spam"] == "junk" and not any(
+        mailbox.get("special_use") == "\\Junk" for mailbox in variables["dovecot_mailboxes"]
+    ):
+        found.append("mail_scan_spam: junk needs a mailbox with the special use \\Junk in dovecot_mailboxes")
+    if re.search(r'["\\\x00-\x1f\x7f]', variables["mail_scan_rspamd_password"]):
+        found.append("mail_scan_rspamd_password: quotes, backslashes and control characters can't stand there")
     mirror = variables["mail_scan_freshclam_mirror"]
     if mirror and not re.fullmatch(r"(https?://)?[A-Za-z0-9.:/_-]+", mirror):
         found.append(f"mail_scan_freshclam_mirror: {mirror!r} is not the address of a mirror")

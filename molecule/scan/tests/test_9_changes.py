@@ -94,10 +94,12 @@ def test_switched_off_nothing_is_left(site, mail, scanner):
     mail.deliver(USER, message("unjudged", EICAR))
     assert any(b"unjudged" in text for text in clients.imap_messages(*mail.login(USER)))
     host = scanner.host
-    units = ("*scan*", "*clam*.conf", "letterlock-lmtp*", "letterlock-q*", "letterlock-signatures*")
+    units = ("letterlock-[clqs]*", "letterlock-gate*", "letterlock-freshclam*", "letterlock-redis*", "letterlock-rspamd*", "*-guard.conf")
     assert host.check_output("find /etc/systemd/system " + " -o ".join(f"-name '{unit}'" for unit in units)) == ""
     assert host.run("dpkg-query -W -f '${db:Status-Abbrev}' clamav-daemon").stdout.strip() not in ("ii", "rc")
-    assert host.run("pgrep -x clamd").rc == 1
+    for package in ("rspamd", "redis-server"):
+        assert host.run(f"dpkg-query -W -f '${{db:Status-Abbrev}}' {package}").stdout.strip() != "ii"
+    assert host.run("pgrep -x 'clamd|rspamd|redis-server'").rc == 1
     assert not host.file("/run/dovecot/lmtp-store").exists
     assert host.check_output("ls /var/lib/letterlock/quarantine/*.age | wc -l") == kept
     assert site.converge(mail_scan_enabled=False).changed(mail.host["name"]) == 0

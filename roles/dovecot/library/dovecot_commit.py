@@ -332,12 +332,18 @@ def differs(unit: str, old: dict[str, str], new: dict[str, str]) -> bool:
     return any(old.get(name) != new.get(name) for name in (unit, *named))
 
 
+def is_up(name: str, text: str) -> bool:
+    """Tell whether a unit is active, and its socket's file, which systemd does not look after, still there."""
+    files_of_socket = re.findall(r"^ListenStream=(/.*)$", text, re.MULTILINE)
+    return run("systemctl", "is-active", name, check=False).stdout.strip() == "active" and all(map(os.path.exists, files_of_socket))
+
+
 def start_units(old: dict[str, str], new: dict[str, str], *, before_probe: bool) -> list[str]:
     """Bring the units of the release *new* up that the probe needs, or all others; return those that were started."""
     after = {name: text for name, text in started_units(new).items() if name.endswith(BEFORE_PROBE) == before_probe}
     if own_units(old) != own_units(new):
         run("systemctl", "daemon-reload")
-    inactive = [name for name in after if run("systemctl", "is-active", name, check=False).stdout.strip() != "active"]
+    inactive = [name for name, text in after.items() if not is_up(name, text)]
     changed = sorted({name for name in after if differs(name, old, new)} | set(inactive))
     if changed:
         run("systemctl", "restart", *changed)

@@ -11,13 +11,24 @@ from roles_loader import load
 preflight = load("mail_scan/preflight.py", "mail_scan_preflight")
 DEFAULTS = yaml.safe_load((Path(__file__).resolve().parents[2] / "defaults" / "main.yml").read_text())
 RECIPIENT = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj"
-GOOD = {**DEFAULTS, "mail_scan_enabled": True, "mail_scan_quarantine_recipients": [RECIPIENT]}
+GOOD = {
+    **DEFAULTS, "dovecot_mailboxes": [{"name": "Spam", "special_use": "\\Junk"}], "mail_scan_enabled": True,
+    "mail_scan_quarantine_recipients": [RECIPIENT],
+}
 
 
 def test_good_variables():
     """The defaults hold with a recipient, and nothing is asked while the role is off."""
     assert preflight.faults(GOOD, {}) == []
     assert preflight.faults(DEFAULTS, {}) == []
+
+
+def test_junk_needs_a_mailbox():
+    """Where there is none, the two variables are named."""
+    found = preflight.faults({**GOOD, "mail_scan_rspamd": True, "dovecot_mailboxes": [{"name": "Trash", "special_use": "\\Trash"}]}, {})
+    assert len(found) == 1
+    assert "dovecot_mailboxes" in found[0]
+    assert preflight.faults({**GOOD, "mail_scan_rspamd": True}, {}) == []
 
 
 @pytest.mark.parametrize(("name", "value", "said"), [
@@ -32,6 +43,7 @@ def test_good_variables():
     ("mail_scan_signatures_directory", "signatures", "absolute path"),
     ("mail_scan_freshclam_mirror", "a b", "address of a mirror"),
     ("mail_scan_notice_from", "postmaster", "holds no address"),
+    ("mail_scan_rspamd_password", 'a"b', "quotes"),
     ("mail_scan_notice_subject", "a\nBcc: x@y", "control characters"),
 ])
 def test_bad_variables(name, value, said):

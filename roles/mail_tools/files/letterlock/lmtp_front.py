@@ -30,6 +30,7 @@ from letterlock.quarantine import Item, NotSealed, Quarantine, fingerprint_of, h
 from letterlock.released import Released
 from letterlock.settings import Unusable
 from letterlock.signatures import version
+from letterlock.spam import HEADER, Rspamd
 
 if TYPE_CHECKING:
     from letterlock.scan_settings import ScanSettings
@@ -126,6 +127,16 @@ def account_of(recipient: bytes) -> str:
     return f"{local.strip(chr(34)).partition('+')[0]}@{domain}".lower()
 
 
+def address_of(path: bytes) -> str:
+    """Return the address in the argument of MAIL FROM or RCPT TO, without what could end a header.
+
+    >>> address_of(b"<ada@example.org> BODY=8BITMIME")
+    'ada@example.org'
+    """
+    found = re.match(rb"\s*<([^>\r\n]*)>", path)
+    return found.group(1).decode("ascii", "replace").encode("ascii", "replace").decode() if found else ""
+
+
 def receive(stream: BinaryIO, message: BinaryIO, most: int) -> None:
     r"""Read a message up to the line of one dot into *message*, each line ended by CRLF; raise Full when it was read and too large.
 
@@ -165,6 +176,7 @@ class Session:
         self.stream = client.makefile("rwb")
         self.dovecot: Dovecot | None = None
         self.recipients: list[bytes] = []
+        self.sender = b""
 
     def say(self, *answers: bytes) -> None:
         """Answer."""
@@ -223,6 +235,7 @@ class Session:
         answer = self.dovecot.command(line.replace(declared.group(), b"") if declared else line)
         if name in (b"RSET", b"MAIL", b"QUIT"):
             self.recipients = []
+            self.sender = line.partition(b":")[2] if name == b"MAIL" else b""
         elif name == b"RCPT" and answer.startswith(b"2"):
             self.recipients.append(line.partition(b":")[2])
         return answer
@@ -267,6 +280,7 @@ class Session:
         settings, count = self.server.settings, len(self.recipients)
         try:
             verdict = self.verdict(message)
+            spam = self.spam(message) if verdict.kind == CLEAN else b""
         except Unavailable as why:
             print(f"not judged: {why}", file=sys.stderr, flush=True)
             if settings.deliver_unscanned:
@@ -279,7 +293,9 @@ class Session:
         if policy == "reject":
             why = b"The message contains malware" if verdict.kind == MALWARE else b"The message can't be scanned for malware"
             return [b"550 5.7.1 %s (%s)" % (why, name)] * count
-        head = b"X-Letterlock-Scan: %s; %s\r\n" % (verdict.kind.encode(), name) if policy == "tag" else b""
+        if spam and settings.raw["spam"]["policy"] == "reject":
+            return [b"550 5.7.1 The message looks like spam"] * count
+        head = b"X-Letterlock-Scan: %s; %s\r\n" % (verdict.kind.encode(), name) if policy == "tag" else spam
         return self.dovecot.data(head, message, count)
 
     def verdict(self, message: BinaryIO) -> Verdict:
@@ -292,6 +308,18 @@ class Session:
         if verdict.kind != CLEAN and Released().has(fingerprint_of(message), verdict.signature):
             return Verdict(CLEAN)
         return verdict
+
+    def spam(self, message: BinaryIO) -> bytes:
+        """Return the header field that tells of spam, or nothing; raise Unavailable."""
+        wanted = self.server.settings.raw["spam"]
+        if not wanted["enabled"]:
+            return b""
+        rspamd = Rspamd(wanted["socket"], self.server.settings.timeout)
+        opinion = rspamd.check(message, address_of(self.sender), [address_of(recipient) for recipient in self.recipients])
+        # It rejects what is certain, such as GTUBE, whatever the score is.
+        if opinion.score < wanted["score"] and opinion.action != "reject":
+            return b""
+        return f"{HEADER}: yes; score={opinion.score:.1f}\r\n".encode()
 
     def quarantine(self, message: BinaryIO, verdict: Verdict) -> list[bytes]:
         """Put *message* into quarantine for each recipient, and tell them."""

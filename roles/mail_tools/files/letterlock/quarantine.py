@@ -31,7 +31,7 @@ SEAL_SECONDS = 300
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 LONGEST_LINE = 1 << 16
 # What delivery puts before a message, Dovecot's and this kit's.
-TRACE = re.compile(rb"(Return-Path|Delivered-To|Received|X-Letterlock-Scan):", re.IGNORECASE)
+TRACE = re.compile(rb"(Return-Path|Delivered-To|Received|X-Letterlock-Scan|X-Letterlock-Spam):", re.IGNORECASE)
 IDENTITY = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{6}")
 # What was done to items and is not yet in the ledger, which a delivery can't wait for.
 UNRECORDED = "unrecorded"

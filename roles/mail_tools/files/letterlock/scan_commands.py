@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from letterlock import gate, lmtp_front, locks, metrics, scan_settings
+from letterlock import gate, lmtp_front, locks, metrics, scan_settings, spam
 from letterlock.clamd import Unavailable
 from letterlock.doveadm import Doveadm
 from letterlock.durations import show_duration
@@ -93,6 +94,21 @@ def run_sweep(_arguments: argparse.Namespace) -> int:
     if why:
         print(f"FAILED the rest is judged next time: {why}", file=sys.stderr)
     return int(bool(why or tally.failures))
+
+
+def learn(_arguments: argparse.Namespace) -> int:
+    """Have rspamd learn a message from standard input, whose first line says of which kind it is."""
+    source = sys.stdin.buffer
+    kind = source.readline(16).strip().decode(errors="replace")
+    if kind not in (spam.SPAM, spam.HAM):
+        raise Refused(f"{kind!r} is neither {spam.SPAM} nor {spam.HAM}")
+    wanted = scan_settings.read()
+    with tempfile.TemporaryFile(dir=scan_settings.STATE) as message:
+        shutil.copyfileobj(source, message)
+        said = spam.Rspamd(wanted.raw["spam"]["controller"], wanted.timeout).learn(message, kind)
+    # No word of the message, nor whose it is.
+    print(f"{kind}: {said}", file=sys.stderr)
+    return 0
 
 
 def prepare(_arguments: argparse.Namespace) -> int:
@@ -279,6 +295,7 @@ def add_scan_to(area: argparse._SubParsersAction, command: Callable) -> None:
     command(area, "front", front, "Serve LMTP on the sockets that systemd holds, and judge what comes in.")
     command(area, "gate", ask_gate, "Answer Dovecot's sessions on the socket that systemd holds.")
     command(area, "sweep", run_sweep, "Judge all stored mail by the current signatures, newest first.")
+    command(area, "learn", learn, "Have rspamd learn a message from standard input; Sieve calls it.")
     command(area, "prepare", prepare, "Put the signatures together before clamd starts.")
     command(area, "signatures", refresh, "Bring the databases of all sources into force; tell of those that are broken or old.")
     command(area, "status", status, "Say which signatures are in force, since when, and what is in quarantine.")
