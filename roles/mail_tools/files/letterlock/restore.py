@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from letterlock import backup, manifest, parts
 from letterlock.accounts import place_of
 from letterlock.batches import chunks
-from letterlock.doveadm import ACCOUNTS_AT_ONCE, ENVIRONMENT, Doveadm, Failed, any_of, in_mailbox
+from letterlock.doveadm import ACCOUNTS_AT_ONCE, ENVIRONMENT, Doveadm, Failed, any_of, in_mailbox, uid_set
 from letterlock.marks import Marks
 from letterlock.restic import Fault, Restic
 
@@ -131,6 +131,7 @@ class Restore:
         self.scratch = self.scratches / self.snapshot["id"][:8]
         self.aside = settings.mail_root / ASIDE
         self.store = STORES[settings.raw["about"]["format"]]
+        self.renames = settings.raw["about"]["format"] == "maildir"
         self.outcome = Outcome()
         # The identity of the repository that mail was fetched from.
         self.repository: str | None = None
@@ -407,6 +408,31 @@ class Restore:
                 found[f"{local}@{domain}"] += 1
         return found
 
+    def set_flags_back(self, account: str, wanted: dict, rows: list[dict]) -> bool:
+        """Give messages the flags that the manifest tells, where a Maildir's file names have later ones; return whether any had.
+
+        A flag that a user set after the manifest was written, and before restic came to the file, is in the file's name.
+        """
+        if not self.renames:
+            return False
+        now = {(row["mailbox-guid"], int(row["uid"])): set(manifest.flags_of(row)) for row in rows}
+        changes: dict[tuple[str, str, str, tuple[str, ...]], list[int]] = {}
+        for box in wanted["mailboxes"]:
+            for uid, _, _, flags, *_, settled in box["messages"]:
+                there = now.get((box["guid"], uid))
+                if there is None or not settled:
+                    continue
+                for command, some in (("add", set(flags) - there), ("remove", there - set(flags))):
+                    if some:
+                        changes.setdefault((box["name"], box["guid"], command, tuple(sorted(some))), []).append(uid)
+        try:
+            for (name, guid, command, some), uids in changes.items():
+                doveadm_run("flags", command, "-u", account, " ".join(some), *in_mailbox(name, guid), "uid", uid_set(uids))
+        except Failed as failed:
+            # What stays different is told as a difference.
+            self.say(f"{account}: flags could not be set back: {failed}")
+        return bool(changes)
+
     def compare(self, manifests: list[dict], gone: Counter) -> None:
         """Compare what Dovecot shows of the restored accounts with their manifests."""
         by_account = {each["account"]: each for each in manifests}
@@ -417,6 +443,8 @@ class Restore:
                 if isinstance(boxes, Failed) or isinstance(rows, Failed):
                     self.outcome.differences.append(f"{account}: can't be read: {boxes if isinstance(boxes, Failed) else rows}")
                     continue
+                if self.set_flags_back(account, by_account[account], rows):
+                    rows = next(iter(manifest.messages([account], self.settings.held)))[1]  # noqa: PLW2901  # as they are now
                 now = manifest.of_account(account, boxes, rows)
                 found = list(manifest.differences(by_account[account], now))
                 missing = [each for each in found if each.startswith(manifest.MISSING)]
