@@ -94,8 +94,10 @@ def test_switched_off_nothing_is_left(site, mail, scanner):
     mail.deliver(USER, message("unjudged", EICAR))
     assert any(b"unjudged" in text for text in clients.imap_messages(*mail.login(USER)))
     host = scanner.host
-    units = ("letterlock-[clqs]*", "letterlock-gate*", "letterlock-freshclam*", "letterlock-redis*", "letterlock-rspamd*", "*-guard.conf")
+    units = ("letterlock-[clqs]*", "letterlock-gate*", "letterlock-freshclam*", "letterlock-redis*", "letterlock-rspamd*")
     assert host.check_output("find /etc/systemd/system " + " -o ".join(f"-name '{unit}'" for unit in units)) == ""
+    guards = "find /etc/systemd/system/clamav-* /etc/systemd/system/rspamd.service.d /etc/systemd/system/redis-server.service.d -type f"
+    assert host.check_output(guards) == ""
     assert host.run("dpkg-query -W -f '${db:Status-Abbrev}' clamav-daemon").stdout.strip() not in ("ii", "rc")
     for package in ("rspamd", "redis-server"):
         assert host.run(f"dpkg-query -W -f '${{db:Status-Abbrev}}' {package}").stdout.strip() != "ii"
