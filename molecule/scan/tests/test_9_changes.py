@@ -96,7 +96,7 @@ def test_switched_off_nothing_is_left(site, mail, scanner):
     host = scanner.host
     units = ("letterlock-[clqs]*", "letterlock-gate*", "letterlock-freshclam*", "letterlock-redis*", "letterlock-rspamd*")
     assert host.check_output("find /etc/systemd/system " + " -o ".join(f"-name '{unit}'" for unit in units)) == ""
-    guards = "find /etc/systemd/system/clamav-* /etc/systemd/system/rspamd.service.d /etc/systemd/system/redis-server.service.d -type f"
+    guards = "find /etc/systemd/system -name 00-letterlock-guard.conf -not -path '*/dovecot.service.d/*'"
     assert host.check_output(guards) == ""
     assert host.run("dpkg-query -W -f '${db:Status-Abbrev}' clamav-daemon").stdout.strip() not in ("ii", "rc")
     for package in ("rspamd", "redis-server"):
