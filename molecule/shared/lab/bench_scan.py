@@ -72,6 +72,7 @@ def measure(on: Callable, say: Callable, deploy: Callable, host: str, runs: int)
     times: dict[str, list[float]] = {
         name: [] for name in ("p50", "p50_bare", "p95", "p95_bare", "login", "login_bare", "sweep", "sweep_bare", "again", "again_bare")
     }
+    on(host, "DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends clamdscan")
     on(host, f"{SIGNATURE} && systemctl start letterlock-signatures && {READY}")
     say(f"scan, {host}, fills {ACCOUNTS * MESSAGES + LARGE} messages")
     on(host, fill(ACCOUNTS, MESSAGES, 0, OCTETS))
