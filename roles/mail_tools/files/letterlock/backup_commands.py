@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # A second backup gives way to the one that is under way, whose snapshot will be as new as its own.
 GIVES_WAY_SECONDS = 0
+# What a restore gives the programs of one that was killed, which may still fetch or add messages.
+ENDS_SECONDS = 30
 
 
 def progress(text: str) -> None:
@@ -36,14 +38,14 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def alone(settings: backup.Settings) -> Iterator[None]:
+def alone(settings: backup.Settings, seconds: float = GIVES_WAY_SECONDS) -> Iterator[None]:
     """Hold the lock of those that use the repository; remove what restic's own lock one that was killed left there."""
     if settings.raw.get("elsewhere"):
         # A backup server has several repositories.
         with locks.only_one(backup.HOME / f"{settings.host}.lock"):
             yield
         return
-    with locks.only_one(locks.BACKUP, GIVES_WAY_SECONDS):
+    with locks.only_one(locks.BACKUP, seconds):
         if backup.read_state().get("unfinished"):
             Restic(progress).unlock()
         backup.write_state(unfinished=True)
@@ -172,7 +174,7 @@ def bring_back(arguments: argparse.Namespace) -> int:
     """Bring mail back from a snapshot."""
     settings = backup.read_settings()
     # Retention must not run in between, nor a backup of a host that is half restored.
-    with alone(settings), locks.only_one(locks.RETENTION):
+    with alone(settings, ENDS_SECONDS), locks.only_one(locks.RETENTION):
         work = restore.Restore(settings, arguments.snapshot, arguments.host, say)
         into = f"Restored/{work.snapshot['time'][:10]}" if arguments.beside else arguments.into
         wish = restore.Wish(tuple(arguments.account), tuple(arguments.mailbox), tuple(shlex.split(arguments.search)), into)

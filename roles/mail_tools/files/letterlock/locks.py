@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,10 +25,14 @@ class Busy(Exception):
 
 @contextlib.contextmanager
 def only_one(lock: Path, seconds: float = WAIT_SECONDS) -> Iterator[None]:
-    """Hold *lock*; wait for it *seconds*, then raise Busy."""
+    """Hold *lock*; wait for it *seconds*, then raise Busy.
+
+    A child that is started with `close_fds=False` holds it, too, for as long as it outlives who was killed.
+    """
     deadline = time.monotonic() + seconds
     lock.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     with lock.open("a", encoding="ascii") as handle:
+        os.set_inheritable(handle.fileno(), True)  # noqa: FBT003  # has no other name
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

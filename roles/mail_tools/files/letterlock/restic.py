@@ -247,7 +247,7 @@ class Restic:
         """Return the standard output of one command, tried once; raise Fault."""
         deadline, note = time.monotonic() + (seconds or math.inf), ""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors, subprocess.Popen(
-            ["restic", *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=errors,
+            ["restic", *arguments], env=self.environment, stdin=subprocess.DEVNULL, stdout=out, stderr=errors, close_fds=False,
         ) as process:
             while process.poll() is None:
                 try:

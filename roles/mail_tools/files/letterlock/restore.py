@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from letterlock import backup, manifest, parts
+from letterlock import backup, manifest, parts, stored
 from letterlock.accounts import place_of
 from letterlock.batches import chunks
 from letterlock.doveadm import ACCOUNTS_AT_ONCE, ENVIRONMENT, Doveadm, Failed, any_of, in_mailbox, uid_set
@@ -43,6 +43,9 @@ SHOWN = 5
 MESSAGES_AT_ONCE = 1000
 # Where what came in since a loss waits until it is added again, below the mail's root.
 ASIDE = ".letterlock-aside"
+# The first restic that keeps the files which an interrupted restore brought. 0.14 writes all of them anew, and removes hard links
+# that are there already without making them again: https://github.com/restic/restic/blob/v0.14.0/internal/restorer/restorer.go
+GOES_ON = (0, 17)
 # Where each format has an account's mail, in its home.
 STORES = {"sdbox": "sdbox", "maildir": "Maildir"}
 
@@ -142,6 +145,8 @@ class Restore:
         *after* is given the manifests, and {account: messages expunged while the backup was made}, when all is in place.
         """
         self.insist_on_accounts(wish.accounts)
+        if self.restic.version() < GOES_ON and self.scratches.is_dir():
+            shutil.rmtree(self.scratches)
         self.make_scratch()
         stage = self.inside(backup.STAGE)
         try:
@@ -260,14 +265,18 @@ class Restore:
         """Bring the mail of one account back, whose manifest is *wanted*."""
         account = wanted["account"]
         home = self.settings.mail_root / place_of(account)
+        beside = self.aside / place_of(account)
         try:
-            if not wish.selective and self.has_lost(wanted, home):
-                if dry_run:
-                    self.outcome.restored.append(account)
-                else:
-                    self.place(account, home)
+            if wish.selective or not self.has_lost(wanted, home):
+                if beside.is_dir() and not wish.selective and not dry_run:
+                    # A restore that was interrupted just then put the home into its place.
+                    self.add_aside(account, beside)
+                self.add(wanted, wish, gone, dry_run=dry_run)
                 return
-            self.add(wanted, wish, gone, dry_run=dry_run)
+            if not dry_run:
+                self.place(account, home, beside)
+                self.add_aside(account, beside)
+            self.outcome.restored.append(account)
         except Failed as failed:
             self.outcome.differences.append(f"{account}: {failed}")
 
@@ -281,12 +290,11 @@ class Restore:
         before = {box["guid"] for box in wanted["mailboxes"] if box["messages"]}
         return not before & {box["guid"] for box in boxes}
 
-    def place(self, account: str, home: Path) -> None:
-        """Move an account's home into place; what came in since the loss is put beside and added to it."""
+    def place(self, account: str, home: Path, beside: Path) -> None:
+        """Move an account's home into place; what came in since the loss goes *beside*."""
         # Its numbers go back with it: the next manifest can't go on from the last one.
         parts.remove(manifest.path_of(backup.STAGE, account))
         source = self.inside(home)
-        beside = self.aside / place_of(account)
         owner = self.settings.mail_root.stat()
         for directory in (self.aside, beside.parent, beside, home.parent):
             directory.mkdir(mode=0o700, exist_ok=True)
@@ -300,8 +308,6 @@ class Restore:
             except OSError:
                 # A delivery made a new home meanwhile.
                 self.say(f"{account}: mail comes in; again")
-        self.add_aside(account, beside)
-        self.outcome.restored.append(account)
 
     def add_aside(self, account: str, beside: Path) -> None:
         """Add what came in since the loss, from the homes *beside*, and remove them."""
@@ -433,6 +439,13 @@ class Restore:
             self.say(f"{account}: flags could not be set back: {failed}")
         return bool(changes)
 
+    def without_files(self, account: str, now: dict) -> Iterator[str]:
+        """Yield which messages Dovecot shows, from its indexes, whose files are not there."""
+        for box in now["mailboxes"]:
+            uids = {message[0] for message in box["messages"]}
+            for uid in sorted(stored.without_file(self.settings.mail_root / place_of(account), box["name"], uids)):
+                yield f"{box['name']}, UID {uid}: its file is not there"
+
     def compare(self, manifests: list[dict], gone: Counter) -> None:
         """Compare what Dovecot shows of the restored accounts with their manifests."""
         by_account = {each["account"]: each for each in manifests}
@@ -446,7 +459,7 @@ class Restore:
                 if self.set_flags_back(account, by_account[account], rows):
                     rows = next(iter(manifest.messages([account], self.settings.held)))[1]  # noqa: PLW2901  # as they are now
                 now = manifest.of_account(account, boxes, rows)
-                found = list(manifest.differences(by_account[account], now))
+                found = [*manifest.differences(by_account[account], now), *self.without_files(account, now)]
                 missing = [each for each in found if each.startswith(manifest.MISSING)]
                 if 0 < len(missing) <= gone[account]:
                     self.outcome.gone += len(missing)
@@ -464,6 +477,8 @@ def doveadm_run(*arguments: str) -> str:
     """Return what one doveadm command prints; raise Failed."""
     done = subprocess.run(
         ["doveadm", *arguments], env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
+        # With the locks: who was killed must not begin again while his import still adds.
+        close_fds=False,
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["no message"]

@@ -122,6 +122,13 @@ def files_of(home: Path, mailbox: str, uids: set[int]) -> Iterator[tuple[int, Pa
             yield int(uid), found
 
 
+def without_file(home: Path, mailbox: str, uids: set[int]) -> set[int]:
+    """Return those of *uids* that an account's *mailbox* has no file for."""
+    files = dict(files_of(home, mailbox, uids))
+    there = {folder: set(names_in(folder)) for folder in {file.parent for file in files.values()}}
+    return uids - {uid for uid, file in files.items() if file.name in there[file.parent]}
+
+
 def hashes(home: Path, mailbox: str, uids: set[int]) -> dict[int, str]:
     """Return {UID: hash} of the messages of an account's *mailbox* that have *uids*."""
     found = {}
