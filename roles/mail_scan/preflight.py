@@ -64,6 +64,18 @@ def recipient_faults(recipients: list[str]) -> list[str]:
     return found
 
 
+def spam_faults(mailboxes: list[dict]) -> list[str]:
+    """Return why Sieve could not sort spam into these *mailboxes*."""
+    names = {mailbox["special_use"]: mailbox["name"] for mailbox in mailboxes if mailbox.get("special_use") in ("\\Junk", "\\Trash")}
+    found = [
+        f"dovecot_mailboxes: {name!r}: with mail_scan_spam: junk, no quotes and backslashes can stand in the name of {use}"
+        for use, name in names.items() if re.search(r'["\\\x00-\x1f\x7f]', name)
+    ]
+    if "\\Junk" not in names:
+        found.append("mail_scan_spam: junk needs a mailbox with the special use \\Junk in dovecot_mailboxes")
+    return found
+
+
 def faults(variables: dict, _host: dict) -> list[str]:
     """Return the role's faults."""
     if not variables["mail_scan_enabled"]:
@@ -85,10 +97,8 @@ def faults(variables: dict, _host: dict) -> list[str]:
     for name in ("mail_scan_signatures_directory", "mail_scan_metrics_file"):
         if not variables[name].startswith("/") or re.search(r"\s", variables[name]):
             found.append(f"{name}: {variables[name]!r} is not an absolute path without blanks")
-    if variables["mail_scan_rspamd"] and variables["mail_scan_spam"] == "junk" and not any(
-        mailbox.get("special_use") == "\\Junk" for mailbox in variables["dovecot_mailboxes"]
-    ):
-        found.append("mail_scan_spam: junk needs a mailbox with the special use \\Junk in dovecot_mailboxes")
+    if variables["mail_scan_rspamd"] and variables["mail_scan_spam"] == "junk":
+        found += spam_faults(variables["dovecot_mailboxes"])
     if re.search(r'["\\\x00-\x1f\x7f]', variables["mail_scan_rspamd_password"]):
         found.append("mail_scan_rspamd_password: quotes, backslashes and control characters can't stand there")
     mirror = variables["mail_scan_freshclam_mirror"]

@@ -63,7 +63,7 @@ CONFIG = "dovecot.conf"
 PROBES = "probes.json"
 USERDB = "accounts.userdb"
 GROUP = "dovecot"
-SECRET_SUFFIXES = (".passdb",)
+SECRET_SUFFIXES = (".passdb", ".secret")
 # systemd warns of drop-ins that it alone may read; the directory keeps others out anyway.
 UNIT_SUFFIXES = (".service.conf", ".service", ".timer", ".path", ".socket")
 # A unit that is not started by another, and what starts it at boot.
@@ -328,7 +328,7 @@ def stop_units(old: dict[str, str], new: dict[str, str]) -> list[str]:
 
 def differs(unit: str, old: dict[str, str], new: dict[str, str]) -> bool:
     """Tell whether *unit*, or a file of its release that it names, is another in *new*."""
-    named = [name for name in {*old, *new} if f"/current/{name} " in f"{new[unit]} "]
+    named = [name for name in {*old, *new} if re.search(rf"/current/{re.escape(name)}(\s|$)", new[unit])]
     return any(old.get(name) != new.get(name) for name in (unit, *named))
 
 

@@ -49,6 +49,22 @@ def test_a_changed_listener_is_noticed(before, after, same):
     assert (module.listeners(before) == module.listeners(after)) is same
 
 
+def test_a_service_differs_with_the_files_that_it_names():
+    """By their whole name, wherever in a line it stands."""
+    unit = "[Service]\nExecStartPre=install /etc/letterlock/dovecot/current/a.secret /run/x\nExecStart=x /etc/x/current/b.conf\n"
+    old = {"x.service": unit, "a.secret": "1", "b.conf": "1", "b.conf.other": "1"}
+    assert not module.differs("x.service", old, {**old, "b.conf.other": "2"})
+    for name in ("a.secret", "b.conf", "x.service"):
+        assert module.differs("x.service", old, {**old, name: f"{unit}#"})
+    assert module.differs("x.service", {}, old)
+
+
+def test_what_is_started_and_what_something_else_starts():
+    """A timer, and a service of multi-user.target; not what the timer starts."""
+    tree = {"a.timer": "[Timer]\n", "a.service": "[Service]\n", "b.service": "[Install]\nWantedBy=multi-user.target\n", "c.conf": ""}
+    assert sorted(module.started_units(tree)) == ["a.timer", "b.service"]
+
+
 def test_changed_accounts():
     """Accounts that both have, with another hash; not those that came or went."""
     old, new = "# x\na@t:1::\nb@t:1::\nc@t:1::\n", "# y\na@t:1::\nb@t:2::\nd@t:1::\n"

@@ -29,6 +29,10 @@ def test_junk_needs_a_mailbox():
     assert len(found) == 1
     assert "dovecot_mailboxes" in found[0]
     assert preflight.faults({**GOOD, "mail_scan_rspamd": True}, {}) == []
+    quoted = [{"name": 'Sp"am', "special_use": "\\Junk"}]
+    (fault,) = preflight.faults({**GOOD, "mail_scan_rspamd": True, "dovecot_mailboxes": quoted}, {})
+    assert "no quotes and backslashes" in fault
+    assert preflight.faults({**GOOD, "dovecot_mailboxes": quoted}, {}) == []
 
 
 @pytest.mark.parametrize(("name", "value", "said"), [

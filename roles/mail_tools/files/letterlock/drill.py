@@ -181,7 +181,7 @@ class Drill:
 
     def sample(self, messages: list[list]) -> list[list]:
         """Return the messages whose text is read."""
-        wanted = [message for message in messages if message[manifest.MESSAGE.index("hash")]]
+        wanted = [message for message in messages if message[manifest.HASH]]
         if self.report.percent >= 100 or not wanted:
             return wanted
         return self.random.sample(wanted, max(1, len(wanted) * self.report.percent // 100))
@@ -217,13 +217,13 @@ class Drill:
         for message in box["messages"]:
             if message[0] in seen:
                 counts["imap_messages"] += 1
-                counts["without_hash"] += not message[manifest.MESSAGE.index("hash")]
+                counts["without_hash"] += not message[manifest.HASH]
             yield from (f"{name}, UID {message[0]}: {each}" for each in message_differences(message, seen.get(message[0])))
         for some in chunks(self.sample([message for message in box["messages"] if message[0] in seen]), MESSAGES_AT_ONCE):
             texts = dict(map(imap_text, fetched(client, ",".join(str(message[0]) for message in some), "(UID BODY.PEEK[])")))
             for message in some:
                 counts["imap_hashes"] += 1
-                if texts.get(message[0]) != message[manifest.MESSAGE.index("hash")]:
+                if texts.get(message[0]) != message[manifest.HASH]:
                     yield f"{name}, UID {message[0]}: its text is another"
 
     # ---- POP3
@@ -250,7 +250,7 @@ class Drill:
                 counts["pop3_hashes"] += 1
                 text = b"".join(line + b"\r\n" for line in client.retr(int(listed[uidl]))[1])
                 # POP3 ends each message with a line's end, whether it has one or not.
-                if message[manifest.MESSAGE.index("hash")] not in (sha256(text), sha256(text.removesuffix(b"\r\n"))):
+                if message[manifest.HASH] not in (sha256(text), sha256(text.removesuffix(b"\r\n"))):
                     yield f"UIDL {uidl}: its text is another"
         finally:
             client.close()

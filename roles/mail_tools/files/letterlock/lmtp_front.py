@@ -328,16 +328,10 @@ class Session:
         answers, taken = [], []
         for recipient in self.recipients:
             try:
-                # A file of its own on the disk: age reads it by its descriptor.
-                with tempfile.TemporaryFile(dir=SPOOL) as file:
-                    message.seek(0)
-                    for chunk in chunks(message):
-                        file.write(chunk)
-                    file.flush()
-                    item = self.server.quarantine.put(Item(
-                        account=account_of(recipient), verdict=verdict.kind, signature=verdict.signature, stage="delivery",
-                        octets=octets, sha256=sha256, fingerprint=fingerprint,
-                    ), file)
+                item = self.server.quarantine.put(Item(
+                    account=account_of(recipient), verdict=verdict.kind, signature=verdict.signature, stage="delivery",
+                    octets=octets, sha256=sha256, fingerprint=fingerprint,
+                ), message)
             except (OSError, NotSealed) as fault:
                 print(f"not quarantined: {fault}", file=sys.stderr, flush=True)
                 answers.append(b"451 4.3.0 The message can't be put into quarantine now; try again later")

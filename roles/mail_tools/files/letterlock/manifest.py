@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 STATUS = ("messages", "guid", "uidvalidity", "uidnext", "highestmodseq")
 # What a manifest says of a message, in this order.
 MESSAGE = ("uid", "guid", "size", "flags", "saved", "received", "hash", "settled")
-HASH = MESSAGE.index("hash")
+FLAGS, HASH = map(MESSAGE.index, ("flags", "hash"))
 TRIES = 8
 UNSETTLED = ("flags", "saved")
 # What two manifests are not compared in: the text is read to be compared.
@@ -173,6 +173,16 @@ def write(stage: Path, manifest: dict) -> None:
     text = io.BytesIO(json.dumps(manifest).encode())
     for part in parts.write(file, len(text.getbuffer()), lambda: text.read(parts.BYTES)):
         part.chmod(0o600)
+
+
+def settled_flags(before: dict, now: dict) -> Iterator[tuple[str, str, int, list[str], list[str]]]:
+    """Yield (mailbox, its GUID, UID, flags before, flags now) of the settled messages of *before* that are there *now*."""
+    found = {(box["guid"], message[0]): message[FLAGS] for box in now["mailboxes"] for message in box["messages"]}
+    for box in before["mailboxes"]:
+        for message in box["messages"]:
+            uid, *_, settled = message
+            if settled and (box["guid"], uid) in found:
+                yield box["name"], box["guid"], uid, message[FLAGS], found[box["guid"], uid]
 
 
 def differences(before: dict, now: dict) -> Iterator[str]:

@@ -5,7 +5,6 @@ https://github.com/prometheus/node_exporter#textfile-collector
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from letterlock.ledger import write_durably
@@ -68,12 +67,6 @@ def add_totals(totals: dict[str, dict[str, int]], expunged: Mapping[str, int], o
         before = totals.get(name, {})
         added[name] = {policy: before.get(policy, 0) + more.get(policy, 0) for policy in sorted({*before, *more})}
     return added
-
-
-def write_figures(file: Path, figures: Mapping[str, object]) -> None:
-    """Keep *figures* in *file* for the next time."""
-    file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    write_durably(file, json.dumps(figures).encode())
 
 
 def write(

@@ -130,12 +130,13 @@ class Quarantine:
         """Seal *message* as *item*, durably; raise NotSealed or OSError, and leave nothing behind then."""
         self.prepare()
         sealed = self.root / f"{item.identity}.age"
-        message.seek(0)
+        message.flush()
         options = [word for recipient in self.recipients for word in ("--recipient", recipient)]
         try:
-            with sealed.open("xb") as stream:
+            # With an offset of its own: several recipients' items are made of one message.
+            with sealed.open("xb") as stream, open(f"/proc/self/fd/{message.fileno()}", "rb") as whole:  # noqa: PTH123  # no path of its own
                 done = subprocess.run(
-                    ["age", "--encrypt", *options], stdin=message, stdout=stream, stderr=subprocess.PIPE, timeout=SEAL_SECONDS, check=False,
+                    ["age", "--encrypt", *options], stdin=whole, stdout=stream, stderr=subprocess.PIPE, timeout=SEAL_SECONDS, check=False,
                     env=ENVIRONMENT,
                 )
                 if done.returncode:

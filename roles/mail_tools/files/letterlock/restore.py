@@ -369,6 +369,12 @@ class Restore:
     def count_added(self, account: str, lacking: dict[str, dict[str, list]], gone: int, *, partly: bool) -> None:
         """Count what was added, {mailbox: {GUID: message}}, and tell what is not as it was; keep the saved dates, which Dovecot can't."""
         now = self.mail_of(account)
+        if self.set_flags_back(account, (
+            (name, now.guids[name], int(row["uid"]), message[manifest.FLAGS], manifest.flags_of(row))
+            for name, messages in lacking.items() for guid, message in messages.items()
+            if message[-1] and (row := now.messages.get(name, {}).get(guid))
+        )):
+            now = self.mail_of(account)
         saved: list[tuple[str, int, int]] = []
         missing: list[str] = []
         for name, messages in lacking.items():
@@ -414,23 +420,19 @@ class Restore:
                 found[f"{local}@{domain}"] += 1
         return found
 
-    def set_flags_back(self, account: str, wanted: dict, rows: list[dict]) -> bool:
-        """Give messages the flags that the manifest tells, where a Maildir's file names have later ones; return whether any had.
+    def set_flags_back(self, account: str, found: Iterable[tuple[str, str, int, list[str], list[str]]]) -> bool:
+        """Give messages their flags of the manifest, where a Maildir's file names have later ones; return whether any had.
 
         A flag that a user set after the manifest was written, and before restic came to the file, is in the file's name.
+        *found* are (mailbox, its GUID, UID, flags in the manifest, flags now).
         """
         if not self.renames:
             return False
-        now = {(row["mailbox-guid"], int(row["uid"])): set(manifest.flags_of(row)) for row in rows}
         changes: dict[tuple[str, str, str, tuple[str, ...]], list[int]] = {}
-        for box in wanted["mailboxes"]:
-            for uid, _, _, flags, *_, settled in box["messages"]:
-                there = now.get((box["guid"], uid))
-                if there is None or not settled:
-                    continue
-                for command, some in (("add", set(flags) - there), ("remove", there - set(flags))):
-                    if some:
-                        changes.setdefault((box["name"], box["guid"], command, tuple(sorted(some))), []).append(uid)
+        for name, guid, uid, before, now in found:
+            for command, some in (("add", set(before) - set(now)), ("remove", set(now) - set(before))):
+                if some:
+                    changes.setdefault((name, guid, command, tuple(sorted(some))), []).append(uid)
         try:
             for (name, guid, command, some), uids in changes.items():
                 doveadm_run("flags", command, "-u", account, " ".join(some), *in_mailbox(name, guid), "uid", uid_set(uids))
@@ -456,9 +458,10 @@ class Restore:
                 if isinstance(boxes, Failed) or isinstance(rows, Failed):
                     self.outcome.differences.append(f"{account}: can't be read: {boxes if isinstance(boxes, Failed) else rows}")
                     continue
-                if self.set_flags_back(account, by_account[account], rows):
-                    rows = next(iter(manifest.messages([account], self.settings.held)))[1]  # noqa: PLW2901  # as they are now
                 now = manifest.of_account(account, boxes, rows)
+                if self.set_flags_back(account, manifest.settled_flags(by_account[account], now)):
+                    again = next(iter(manifest.messages([account], self.settings.held)))[1]
+                    now = manifest.of_account(account, boxes, rows if isinstance(again, Failed) else again)
                 found = [*manifest.differences(by_account[account], now), *self.without_files(account, now)]
                 missing = [each for each in found if each.startswith(manifest.MISSING)]
                 if 0 < len(missing) <= gone[account]:

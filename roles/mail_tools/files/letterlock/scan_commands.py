@@ -19,6 +19,7 @@ from letterlock import gate, lmtp_front, locks, metrics, scan_settings, spam
 from letterlock.clamd import Unavailable
 from letterlock.doveadm import Doveadm
 from letterlock.durations import show_duration
+from letterlock.ledger import write_durably
 from letterlock.notice import headers_of
 from letterlock.putback import put_back
 from letterlock.quarantine import Item, Quarantine
@@ -45,7 +46,8 @@ def write_metrics(wanted: scan_settings.ScanSettings, **news: float) -> None:
     figures |= news
     figures["quarantined"] = len(list(scan_settings.QUARANTINE.glob("*.json")))
     figures["signatures_timestamp_seconds"] = version().newest
-    metrics.write_figures(file, figures)
+    file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    write_durably(file, json.dumps(figures).encode())
     metrics.write(wanted.metrics_file, figures, metrics.SCAN_METRICS, "scan")
 
 

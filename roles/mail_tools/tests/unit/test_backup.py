@@ -243,3 +243,20 @@ def test_each_manifest_is_made_anew_now_and_then():
     days = [changes.is_worth("a@b", [{"messages": "1000"}], day * DAY) for day in range(changes.ANEW_DAYS)]
     assert sorted(days) == [False] + [True] * (changes.ANEW_DAYS - 1)
     assert not any(changes.is_worth("a@b", [{"messages": "100"}], day * DAY) for day in range(7))
+
+
+def test_flags_of_a_maildir_are_set_back(monkeypatch):
+    """Those that came after the manifest go and those that went come; what was not settled, or is gone, is left."""
+    def account(*messages: tuple[int, list[str], bool]) -> dict:
+        return {"mailboxes": [{"name": "INBOX", "guid": "g", "messages": [
+            [uid, f"m{uid}", 1, flags, 1, 1, "", settled] for uid, flags, settled in messages
+        ]}]}
+
+    before = account((1, ["\\Seen"], True), (2, [], True), (3, [], False), (4, [], True), (5, ["x"], True))
+    now = account((1, [], True), (2, ["\\Seen"], True), (3, ["\\Seen"], True), (5, ["x"], True))
+    asked = []
+    monkeypatch.setattr(restore, "doveadm_run", lambda *words: asked.append((words[:2], words[4], words[-1])))
+    work = SimpleNamespace(renames=True, say=print)
+    assert restore.Restore.set_flags_back(work, "ada@example.org", manifest.settled_flags(before, now))
+    assert asked == [(("flags", "add"), "\\Seen", "1"), (("flags", "remove"), "\\Seen", "2")]
+    assert not restore.Restore.set_flags_back(work, "ada@example.org", manifest.settled_flags(before, before))
