@@ -1,9 +1,9 @@
 """The gate: before a session sees a mailbox, what the current signatures have not judged in it is judged.
 
-Dovecot runs `files/gate.pl` before each session, which asks here and waits. A session
-begins when nothing is left that was never judged, and nothing unseen or recent that the
-current signatures have not judged; what is older the sweep judges. Where that takes longer
-than the budget the policy says whether the session begins all the same, but what was never
+Dovecot's imap and pop3 ask here before each session, and wait. A session begins when
+nothing is left that was never judged, and nothing unseen or recent that the current
+signatures have not judged; what is older the sweep judges. Where that takes longer than
+the budget the policy says whether the session begins all the same, but what was never
 judged is never served while the scanner gives no verdict.
 """
 
@@ -13,9 +13,11 @@ import contextlib
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from letterlock import people, scan_settings
+from letterlock import people, post_login, scan_settings, traces
+from letterlock.accounts import place_of
 from letterlock.clamd import Unavailable
 from letterlock.daemon import Steps
 from letterlock.doveadm import Doveadm, Failed, any_of, in_mailbox
@@ -29,9 +31,7 @@ if TYPE_CHECKING:
 
     from letterlock.scan_settings import ScanSettings
 
-GO, WAIT = b"go\n", b"no\n"
 STATUS = ["guid", "uidvalidity", "uidnext"]
-LONGEST_NAME = 1024
 # No session waits longer, whatever the policy.
 LONGEST_SECONDS = 600
 SESSIONS = 500
@@ -46,18 +46,14 @@ class Refused(Exception):
 class Gate:
     """The question of one session."""
 
-    def __init__(self, settings: ScanSettings, judged: Judged, doveadm: Doveadm, account: str) -> None:
-        """Take whose session it is, and what is remembered."""
-        self.settings, self.judged, self.doveadm, self.account = settings, judged, doveadm, account
-        self.number = version().number
+    def __init__(self, settings: ScanSettings, judged: Judged, doveadm: Doveadm, account: str, number: int) -> None:
+        """Take whose session it is, what is remembered, and the *number* of the signatures in force."""
+        self.settings, self.judged, self.doveadm, self.account, self.number = settings, judged, doveadm, account, number
 
-    def open(self) -> None:
-        """Judge what has to be; raise Refused or Failed."""
-        if not self.settings.gate.enabled:
-            return
+    def open(self) -> bool:
+        """Judge what has to be; return whether nothing is left. Raises Refused or Failed."""
         boxes = self.news()
-        if boxes:
-            self.judge(boxes)
+        return not boxes or self.judge(boxes)
 
     def news(self) -> list[tuple[dict, Box]]:
         """Return (status, what is known) of the mailboxes in which something may have to be judged."""
@@ -87,8 +83,8 @@ class Gate:
         left = [message for message in messages if numbers.get(message.guid, 0) < self.number or not self.number]
         return sorted(left, key=lambda each: -each.saved), {each.guid for each in left if each.guid not in numbers}
 
-    def judge(self, boxes: list[tuple[dict, Box]]) -> None:
-        """Judge what is news in *boxes*, and remember them; raise Refused."""
+    def judge(self, boxes: list[tuple[dict, Box]]) -> bool:
+        """Judge what is news in *boxes*, and remember them; return whether nothing is left. Raises Refused."""
         messages, never = self.wanted(boxes)
         outcome = Outcome()
         try:
@@ -97,7 +93,7 @@ class Gate:
             if never and not self.settings.gate.serves_unjudged:
                 raise Refused(f"{len(never)} messages were never judged, and the scanner gives no verdict: {why}") from why
             print(f"{self.account}: goes on without a verdict: {why}", file=sys.stderr, flush=True)
-            return
+            return False
         finally:
             self.judged.note([message.guid for message in outcome.clean], self.number)
         if outcome.failed:
@@ -108,15 +104,17 @@ class Gate:
             self.judged.note_boxes([
                 (self.account, status["guid"], Box(box.validity, int(status["uidnext"]), self.number, box.sweep)) for status, box in boxes
             ])
-        elif self.settings.gate.waits:
+            return True
+        if self.settings.gate.waits:
             raise Refused(f"judging took longer than {LONGEST_SECONDS} s")
+        return False
 
     def judge_in_time(self, messages: list[Message], never: set[str], outcome: Outcome) -> None:
         """Judge *messages*, those that *never* were first, as many as the budget allows; raise Unavailable."""
         if messages and not self.number:
             raise Unavailable("there are no signatures")
         begun, wanted = time.monotonic(), self.settings.gate
-        judge = Judge(self.settings, "gate", before_each=people.first)
+        judge = Judge(self.settings, "gate")
         # What was let in unjudged is owed, whatever it takes. Of what was judged once the session need not wait for all.
         left = sorted(messages, key=lambda each: each.guid not in never)
         count = FIRST_PART
@@ -127,7 +125,8 @@ class Gate:
             seconds = LONGEST_SECONDS if wanted.waits or owed else wanted.budget
             if time.monotonic() - begun >= seconds:
                 return
-            outcome.add(judge.judge(some, WORKERS, lambda seconds=seconds: time.monotonic() - begun < seconds))
+            with people.first():
+                outcome.add(judge.judge(some, WORKERS, lambda seconds=seconds: time.monotonic() - begun < seconds))
             count *= 2
 
     def still_there(self, messages: list[Message]) -> bool:
@@ -136,15 +135,16 @@ class Gate:
 
 
 class Server(Steps):
-    """Answers `files/gate.pl`."""
+    """Answers Dovecot's sessions."""
 
-    def __init__(self, listener: socket.socket) -> None:
-        """Take the socket that systemd holds."""
+    def __init__(self) -> None:
+        """Begin."""
         super().__init__()
-        self.listener = listener
         self.judged = Judged()
+        self.quiet = traces.Quiet()
         self.room = threading.Semaphore(SESSIONS)
         self.idle: list[Doveadm] = []
+        self.settings, self.settings_read_as = None, (0, 0)
 
     @contextlib.contextmanager
     def doveadm(self):
@@ -155,41 +155,64 @@ class Server(Steps):
         with self.mutex:
             self.idle.append(connection)
 
-    def answer(self, account: str) -> bytes:
-        """Return whether a session of *account* may begin."""
-        try:
-            with self.doveadm() as doveadm:
-                Gate(scan_settings.read(), self.judged, doveadm, account).open()
-        except (Refused, Failed, Unusable, OSError, KeyError, ValueError) as why:
-            print(f"{account}: no session: {why}", file=sys.stderr, flush=True)
-            return WAIT
-        return GO
+    def refresh(self) -> ScanSettings:
+        """Return the settings, read anew when they have changed; raise Unusable or OSError."""
+        status = scan_settings.FILE.stat()
+        read_as = status.st_ino, status.st_mtime_ns
+        if read_as != self.settings_read_as:
+            self.settings, self.settings_read_as = scan_settings.read(), read_as
+        return self.settings
 
-    def serve(self, client: socket.socket) -> None:
+    def may_begin(self, settings: ScanSettings, account: str) -> bool:
+        """Tell whether a session of *account* may begin, when what has to be judged was."""
+        if not settings.gate.enabled:
+            return True
+        number, begun = version().number, time.time()
+        try:
+            found = traces.of(settings.mail_root / place_of(account), settings.mail_root.stat().st_uid)
+            if self.quiet.is_still(account, number, found):
+                return True
+            with self.doveadm() as doveadm:
+                if Gate(settings, self.judged, doveadm, account, number).open():
+                    self.quiet.note(account, number, found, begun)
+        except (Refused, Failed, OSError, KeyError, ValueError) as why:
+            print(f"{account}: no session: {why}", file=sys.stderr, flush=True)
+            return False
+        return True
+
+    def serve(self, connection: socket.socket, protocol: str) -> None:
         """Answer one question."""
         try:
-            with self.busy(), client:
-                client.settimeout(LONGEST_SECONDS)
-                asked = client.makefile("rb").readline(LONGEST_NAME)
-                if asked.endswith(b"\n"):
-                    client.sendall(self.answer(asked.decode(errors="replace").strip()))
-        except OSError:
-            pass  # who asked is gone, and with it the session
+            with self.busy(), connection:
+                connection.settimeout(LONGEST_SECONDS)
+                with post_login.login(connection, protocol) as login:
+                    settings = self.refresh()
+                    if not self.may_begin(settings, login.account):
+                        login.refuse()
+                    elif protocol in settings.gate.others:
+                        login.pass_on(connection, settings.gate.others[protocol])
+                    else:
+                        login.begin(connection)
+        except (OSError, Unusable, post_login.Broken) as why:
+            # Who asked may be gone, and with it the session; without an answer none begins.
+            print(f"no session: {why}", file=sys.stderr, flush=True)
         finally:
             self.room.release()
 
-    def listen(self) -> None:
-        """Take connections."""
+    def listen(self, listener: socket.socket) -> None:
+        """Take the connections of one protocol, after which its socket is named."""
+        protocol = Path(listener.getsockname()).name
         while True:
             self.room.acquire()
-            client, _ = self.listener.accept()
-            threading.Thread(target=self.serve, args=(client,), daemon=True).start()
+            connection, _ = listener.accept()
+            threading.Thread(target=self.serve, args=(connection, protocol), daemon=True).start()
 
 
-def run(listener: socket.socket) -> int:
+def run(listeners: list[socket.socket]) -> int:
     """Serve until the programs change."""
-    server = Server(listener)
-    listener.setblocking(True)
-    threading.Thread(target=server.listen, daemon=True).start()
+    server = Server()
+    for listener in listeners:
+        listener.setblocking(True)
+        threading.Thread(target=server.listen, args=(listener,), daemon=True).start()
     server.step_aside()
     return 0

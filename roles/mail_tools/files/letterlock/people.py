@@ -26,13 +26,20 @@ def first() -> Iterator[None]:
         yield
 
 
-def give_way() -> None:
-    """Wait until nobody waits for the scanner."""
-    STATE.mkdir(mode=0o711, parents=True, exist_ok=True)
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    with LOCK.open("a", encoding="ascii") as handle:
+class Patience:
+    """What the sweep has with people."""
+
+    def __init__(self) -> None:
+        """Open the lock."""
+        STATE.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self.handle = LOCK.open("a", encoding="ascii")
+
+    def give_way(self) -> None:
+        """Wait until nobody waits for the scanner."""
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(BlockingIOError):
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.handle, fcntl.LOCK_UN)
                 return
             time.sleep(0.02)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -21,10 +20,14 @@ from letterlock.released import Released
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from letterlock.clamd import Files
     from letterlock.scan_settings import ScanSettings
 
-# Smaller messages are judged several at once; a larger one goes from doveadm to clamd in pieces.
+# A larger message goes to the disk on its way to clamd.
 SMALL = 4 << 20
+# Messages that are asked for beyond those that are judged at once, so that clamd need not wait.
+AHEAD = 4
+PIPE_OCTETS = 1 << 20
 FIELDS = "user mailbox-guid uid size.physical text"
 BEFORE_TEXT = b" text="
 LONGEST_ROW = 4096
@@ -106,7 +109,7 @@ def texts(messages: list[Message]) -> Iterator[tuple[tuple[str, str, int], Cut]]
         names.seek(0)
         process = stack.enter_context(subprocess.Popen(
             ["doveadm", "-f", "flow", "fetch", "-F", "/dev/stdin", "--", FIELDS, *query_for(messages)],
-            stdin=names, stdout=subprocess.PIPE, stderr=errors, env=ENVIRONMENT,
+            stdin=names, stdout=subprocess.PIPE, stderr=errors, env=ENVIRONMENT, bufsize=PIPE_OCTETS, pipesize=PIPE_OCTETS,
         ))
         stack.callback(process.kill)
         while row := head_of_row(process.stdout):
@@ -138,18 +141,25 @@ def head_of_row(stream: BinaryIO) -> bytes:
     return row.removesuffix(BEFORE_TEXT)
 
 
+def file_for(octets: int) -> BinaryIO:
+    """Return an empty file for so many *octets*: in memory, or a larger one on the disk."""
+    if octets > SMALL:
+        return tempfile.TemporaryFile()
+    return os.fdopen(os.memfd_create("message"), "wb")
+
+
 class Judge:
     """Judges stored messages, and takes those away that are malware."""
 
-    def __init__(self, settings: ScanSettings, stage: str, *, before_each: Callable[[], object] = contextlib.nullcontext) -> None:
-        """Take the settings, who judges (gate or sweep), and what is entered for each scan."""
+    def __init__(self, settings: ScanSettings, stage: str, *, before_each: Callable[[], None] = lambda: None) -> None:
+        """Take the settings, who judges (gate or sweep), and what is called before each message is."""
         self.settings, self.stage, self.before_each = settings, stage, before_each
         self.clamd = settings.clamd()
         self.quarantine = Quarantine(settings.recipients)
         self.doveadm = Doveadm()
 
     def judge(self, messages: list[Message], workers: int, go_on: Callable[[], bool]) -> Outcome:
-        """Judge *messages* on *workers* threads as long as *go_on* says; raise Unavailable when clamd gives no verdict.
+        """Judge *messages* *workers* at once as long as *go_on* says; raise Unavailable when clamd gives no verdict.
 
         What is in no list of the outcome was not judged: it was gone, or the time was over.
         """
@@ -169,26 +179,30 @@ class Judge:
     def judge_some(self, messages: list[Message], outcome: Outcome, workers: int, go_on: Callable[[], bool]) -> None:
         """Judge *messages* as one doveadm reads them; raise Failed where it can't, and Unavailable."""
         by_key = {message.key: message for message in messages}
-        with ThreadPoolExecutor(workers) as pool:
-            waiting: deque = deque()
+        with self.clamd.files() as files:
             try:
                 for key, text in texts(messages):
                     message = by_key.get(key)
-                    if message is None:
-                        continue
-                    if text.left > SMALL:
-                        self.settle(message, self.scan(text), outcome)
-                    else:
-                        whole = b"".join(iter(text.read, b""))
-                        waiting.append((message, pool.submit(self.scan, [whole] if whole else [])))
-                    while len(waiting) > 2 * workers:
-                        first, verdict = waiting.popleft()
-                        self.settle(first, verdict.result(), outcome)
+                    if message is not None:
+                        self.before_each()
+                        with file_for(text.left) as file:
+                            for chunk in iter(text.read, b""):
+                                file.write(chunk)
+                            file.flush()
+                            files.ask(message, file.fileno())
+                    while len(files.asked) > workers + AHEAD:
+                        self.settle(*files.answer(), outcome)
                     if not go_on():
                         break
-            finally:
-                for message, verdict in waiting:
-                    self.settle(message, verdict.result(), outcome)
+            except Failed:
+                self.settle_all(files, outcome)
+                raise
+            self.settle_all(files, outcome)
+
+    def settle_all(self, files: Files, outcome: Outcome) -> None:
+        """Wait for all verdicts that were asked for; raise Unavailable."""
+        while files.asked:
+            self.settle(*files.answer(), outcome)
 
     def one_by_one(self, messages: list[Message], outcome: Outcome, go_on: Callable[[], bool]) -> None:
         """Judge what an iteration could not read, each by a command of its own."""
@@ -198,15 +212,11 @@ class Judge:
             with tempfile.TemporaryFile() as file:
                 try:
                     if self.read(message, file):
-                        self.settle(message, self.scan(chunks(file)), outcome)
+                        self.before_each()
+                        self.settle(message, self.clamd.scan(chunks(file)), outcome)
                 except Failed as failed:
                     print(f"{message.account}: {message.mailbox}, UID {message.uid}: {failed}", file=sys.stderr, flush=True)
                     outcome.failed.append(message)
-
-    def scan(self, text: Iterable[bytes] | Cut) -> Verdict:
-        """Return clamd's verdict on *text*; raise Unavailable."""
-        with self.before_each():
-            return self.clamd.scan(iter(text.read, b"") if isinstance(text, Cut) else text)
 
     def settle(self, message: Message, verdict: Verdict, outcome: Outcome) -> None:
         """Note what is clean; take away what is not."""

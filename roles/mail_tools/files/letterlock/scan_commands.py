@@ -67,9 +67,8 @@ def front(_arguments: argparse.Namespace) -> int:
 
 
 def ask_gate(_arguments: argparse.Namespace) -> int:
-    """Answer Dovecot's sessions on the socket that systemd holds."""
-    (listener,) = listeners("letterlock-gate.socket")
-    return gate.run(listener)
+    """Answer Dovecot's sessions on the sockets that systemd holds."""
+    return gate.run(listeners("letterlock-gate.socket"))
 
 
 def run_sweep(_arguments: argparse.Namespace) -> int:
@@ -295,7 +294,7 @@ def record(_arguments: argparse.Namespace) -> int:
 def add_scan_to(area: argparse._SubParsersAction, command: Callable) -> None:
     """Add `letterlock scan`."""
     command(area, "front", front, "Serve LMTP on the sockets that systemd holds, and judge what comes in.")
-    command(area, "gate", ask_gate, "Answer Dovecot's sessions on the socket that systemd holds.")
+    command(area, "gate", ask_gate, "Answer Dovecot's sessions on the sockets that systemd holds.")
     command(area, "sweep", run_sweep, "Judge all stored mail by the current signatures, newest first.")
     command(area, "learn", learn, "Have rspamd learn a message from standard input; Sieve calls it.")
     command(area, "prepare", prepare, "Put the signatures together before clamd starts.")

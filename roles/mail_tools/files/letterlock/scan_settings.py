@@ -28,6 +28,8 @@ class GateSettings:
     # Whether a session begins with mail that was never judged when the scanner gives no verdict.
     serves_unjudged: bool
     recent_seconds: int
+    # {protocol: socket of what else stands before its sessions}
+    others: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def read(file: Path = FILE) -> ScanSettings:
     return ScanSettings(
         gate=GateSettings(
             gate["enabled"], parse_patience(gate["budget"]), gate["over_budget"] == "wait", gate["unavailable"] == "continue",
-            parse_duration(gate["recent"]),
+            parse_duration(gate["recent"]), gate["others"],
         ),
         raw=raw, policy=raw["policy"], deliver_unscanned=raw["unavailable"] == "deliver_unscanned",
         timeout=parse_patience(raw["timeout"]), clamd_socket=raw["clamd_socket"], lmtp_socket=raw["lmtp_socket"],

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     # A mailbox: home of its account, name, UIDs whose hashes are wanted.
     Mailbox = tuple[Path, str, set[int]]
 
+# Where each format has its messages, in an account's home.
+DBOX_MAILBOXES, DBOX_MESSAGES = "sdbox/mailboxes", "dbox-Mails"
+MAILDIR, MAILDIR_MESSAGES = "Maildir", ("new", "cur")
 # A dbox file says how long the header of its message is, which ends in the message's size; both are hexadecimal.
 DBOX_HEADER = re.compile(rb"2 M([0-9a-f]+) C[0-9a-f]+\n")
 DBOX_SIZE = 16
@@ -104,16 +107,16 @@ def encoded(name: str) -> str:
 def files_of(home: Path, mailbox: str, uids: set[int]) -> Iterator[tuple[int, Path]]:
     """Yield (UID, file) of those messages of an account's *mailbox* that have *uids*, whichever format it has."""
     name = encoded(mailbox)
-    dbox = home / "sdbox" / "mailboxes" / name / "dbox-Mails"
+    dbox = home / DBOX_MAILBOXES / name / DBOX_MESSAGES
     if dbox.is_dir():
         yield from ((uid, dbox / f"u.{uid}") for uid in sorted(uids))
         return
-    maildir = home / "Maildir" / ("" if mailbox == "INBOX" else "." + name.replace("/", "."))
+    maildir = home / MAILDIR / ("" if mailbox == "INBOX" else "." + name.replace("/", "."))
     try:
         listed = (maildir / "dovecot-uidlist").read_text(errors="surrogateescape").splitlines()[1:]
     except FileNotFoundError:
         return
-    there = {file.split(":2,", 1)[0]: folder / file for folder in (maildir / "new", maildir / "cur") for file in names_in(folder)}
+    there = {file.split(":2,", 1)[0]: folder / file for folder in map(maildir.joinpath, MAILDIR_MESSAGES) for file in names_in(folder)}
     for line in listed:
         numbers, _, file = line.partition(" :")
         uid = numbers.split(" ", 1)[0]

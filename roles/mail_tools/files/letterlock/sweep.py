@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
@@ -138,7 +137,7 @@ class Sweep:
     def judge_all(self, spool: TextIO, count: int) -> None:
         """Judge what *spool* holds in its order; raise Unavailable."""
         spool.flush()
-        judge = Judge(self.settings, "sweep", before_each=after_people)
+        judge = Judge(self.settings, "sweep", before_each=people.Patience().give_way)
         done, told = 0, time.monotonic()
         for offsets in chunks(self.order, MESSAGES_AT_ONCE):
             some = []
@@ -173,10 +172,3 @@ class Sweep:
         """Count what could not be looked at; mail that its user alone can read is the gate's."""
         self.tally.failures += 1
         print(f"FAILED {account}: {failed}", file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def after_people() -> Iterator[None]:
-    """Wait until nobody waits for the scanner."""
-    people.give_way()
-    yield
