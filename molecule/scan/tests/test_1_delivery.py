@@ -366,6 +366,22 @@ def test_a_full_quarantine_neither_loses_nor_serves(mail, scanner):
     assert "no room" not in subjects(mail, USER)
 
 
+def test_a_scanner_without_memory_defers(mail, scanner):
+    """It can't load what it is to judge and says so: 451, not clean; with memory again it goes on."""
+    host = scanner.host
+    limit = "runuser -u clamav -- prlimit --pid $(systemctl show --property MainPID --value letterlock-clamd) --as={}:unlimited"
+    text = scanning.with_attachment("no memory", b"\x81\x00" * 5_000_000)
+    host.check_output(limit.format("100000000"))
+    try:
+        assert refusal(mail, USER, text)[0] == 451
+        assert refusal(mail, USER, message("no memory, bad", EICAR))[0] == 451
+    finally:
+        host.check_output(limit.format("unlimited"))
+    assert not stored(host, USER, "no memory")
+    mail.deliver(USER, text)
+    assert stored(host, USER, "no memory")
+
+
 # ---- signatures
 
 
@@ -383,6 +399,18 @@ def test_new_signatures_come_into_force_by_themselves(mail, scanner):
     assert scanner.host.check_output("systemctl show --property MainPID --value letterlock-clamd") == pid
     # A name that clamd itself gives.
     assert scanner.quarantine(USER)[-1]["signature"] == "Test.Today"
+
+
+def test_yara_rules_and_logical_signatures(mail, scanner):
+    """The operator's other kinds of databases."""
+    scanner.add("own.yar", scanning.yara_rule("OwnRule", "worm-by-rule"))
+    scanner.add("own.ldb", scanning.both("Test.Both", "half-a-worm", "its-other-half"))
+    for text, signature in (("worm-by-rule", "YARA.OwnRule"), ("half-a-worm its-other-half", "Test.Both")):
+        mail.deliver(USER, message("caught", text))
+        assert scanner.quarantine(USER)[-1]["signature"] == signature
+    mail.deliver(USER, message("half", "half-a-worm"))
+    assert "half" in subjects(mail, USER)
+    scanner.remove("own.yar")
 
 
 def test_a_broken_database_is_told_and_its_version_before_stays(mail, scanner):

@@ -28,6 +28,20 @@ for _ in range(20):
     best = min(best, time.monotonic() - begun)
 print(best)
 END"""
+# Brings messages into an account that no scanner has seen.
+FILL = """python3 - <<'END'
+import os, shutil, subprocess
+for folder in ("cur", "new", "tmp"):
+    os.makedirs(f"/srv/fill/{{folder}}")
+for number in range({count}):
+    with open(f"/srv/fill/cur/{{number}}.M1.fill:2,", "w") as file:
+        file.write(f"Subject: {{number}}\\n\\nNothing.\\n")
+subprocess.run(["chown", "-R", "vmail:", "/srv/fill"], check=True)
+done = subprocess.run(["doveadm", "-o", "mail_fsync=never", "import", "-u", "{account}", "maildir:/srv/fill", "", "all"])
+shutil.rmtree("/srv/fill")
+raise SystemExit(done.returncode)
+END"""
+LARGE = "large@example.test"
 FOLDERS = ["Sent", "Trash", "Entw&APw-rfe"]
 
 
@@ -206,6 +220,22 @@ def test_over_budget_the_session_goes_on_and_the_sweep_takes_the_rest(mail, scan
     with clients.imap(*mail.login(NEIGHBOUR)) as client:
         assert client.select("INBOX")[0] == "OK"
     site.converge()
+
+
+def test_a_mailbox_of_100000(mail, scanner, no_sweep):
+    """None of it ever judged: within the budget, and the time to list it, a session begins, without the newest, which is malware."""
+    host = scanner.host
+    host.check_output(FILL.format(account=LARGE, count=100_000))
+    mail.deliver(LARGE, message("newest", "worm-at-the-top"))
+    scanner.add("top.ndb", scanning.pattern("Test.Top", "worm-at-the-top"))
+    begun = time.monotonic()
+    with clients.imap(*mail.login(LARGE)) as client:
+        assert time.monotonic() - begun < 30
+        assert client.select("INBOX", readonly=True) == ("OK", [b"100000"])
+    assert scanner.quarantine(LARGE)[-1]["signature"] == "Test.Top"
+    peak = host.check_output("grep VmHWM /proc/$(systemctl show --property MainPID --value letterlock-gate)/status")
+    assert int(peak.split()[1]) < 500_000, "kB"
+    host.check_output(f"doveadm expunge -u {LARGE} mailbox INBOX all")
 
 
 def test_the_sweep_takes_what_no_session_asks_for(mail, scanner):

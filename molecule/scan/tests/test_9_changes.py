@@ -87,6 +87,27 @@ def test_an_erased_account_leaves_nothing_in_quarantine(site, mail, scanner):
     site.converge()
 
 
+def test_a_mirror_without_signatures_is_told(site, mail, scanner):
+    """freshclam runs in its sandbox, and fails; the operator's own databases judge on, and the status says what is missing."""
+    host = scanner.host
+    host.check_output("systemd-run --quiet --unit mirror --property WorkingDirectory=/srv python3 -m http.server --bind 127.0.0.1 8998")
+    site.converge(mail_scan_freshclam=True, mail_scan_freshclam_mirror="http://127.0.0.1:8998")
+    assert host.run("systemctl start letterlock-freshclam").rc == 1
+    assert '"GET /daily.cvd' in host.check_output("journalctl --unit mirror --no-pager --output cat")
+    said = host.check_output("journalctl --unit letterlock-freshclam --no-pager --output cat --lines 20")
+    assert "ERROR: Update failed" in said
+    status = scanner.refresh() and host.run("letterlock scan status")
+    assert status.rc == 1
+    assert "/var/lib/clamav holds no signatures" in status.stderr
+    before = len(scanner.quarantine(USER))
+    mail.deliver(USER, message("by the operator's own", EICAR))
+    assert len(scanner.quarantine(USER)) == before + 1
+    host.check_output("systemctl stop mirror")
+    site.converge()
+    host.check_output("systemctl reset-failed letterlock-freshclam letterlock-signatures; systemctl start letterlock-signatures")
+    assert host.run("letterlock scan status").rc == 0
+
+
 def test_switched_off_nothing_is_left(site, mail, scanner):
     """No unit, no socket, no package, no guard; Dovecot's own LMTP takes mail again. The quarantine stays."""
     kept = scanner.host.check_output("ls /var/lib/letterlock/quarantine/*.age | wc -l")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import shlex
@@ -21,8 +22,6 @@ def message(subject: str, body: str = "x", sender: str = "eve@example.org") -> b
 
 def with_attachment(subject: str, content: bytes, name: str = "a.bin", encoded: bytes | None = None) -> bytes:
     """Return a message with an attachment in base64, or with what is given as *encoded*."""
-    import base64  # noqa: PLC0415  # of this function alone
-
     text = encoded if encoded is not None else base64.encodebytes(content).replace(b"\n", b"\r\n")
     return (
         f"From: eve@example.org\r\nSubject: {subject}\r\nMIME-Version: 1.0\r\nContent-Type: multipart/mixed; boundary=b\r\n\r\n"
@@ -34,6 +33,16 @@ def with_attachment(subject: str, content: bytes, name: str = "a.bin", encoded: 
 def pattern(name: str, text: str) -> str:
     """Return a line of a .ndb that finds *text* anywhere."""
     return f"{name}:0:*:{text.encode().hex()}\n"
+
+
+def yara_rule(name: str, text: str) -> str:
+    """Return a YARA rule, for a .yar, that finds *text* anywhere."""
+    return f'rule {name} {{ strings: $text = "{text}" condition: $text }}\n'
+
+
+def both(name: str, first: str, second: str) -> str:
+    """Return a logical signature, a line of a .ldb, that finds what holds both texts."""
+    return f"{name};Engine:51-255,Target:0;0&1;{first.encode().hex()};{second.encode().hex()}\n"
 
 
 def hash_line(name: str, content: bytes) -> str:

@@ -144,8 +144,8 @@ def status(_arguments: argparse.Namespace) -> int:
     """Say which signatures are in force, since when, and what is in quarantine."""
     wanted, now = scan_settings.read(), version()
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(now.since))
-    age = show_duration(time.time() - now.newest)
-    known = f"number {now.number}, {now.databases} databases, the newest {age} old, in force since {since} UTC"
+    age = f"the newest {show_duration(time.time() - now.newest)} old" if now.newest else "none of ClamAV's own"
+    known = f"number {now.number}, {now.databases} databases, {age}, in force since {since} UTC"
     print(f"signatures: {known if now.usable else 'none'}")
     fault = Signatures(wanted).age_fault(time.time())
     try:

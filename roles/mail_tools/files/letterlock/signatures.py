@@ -1,9 +1,9 @@
 """The signatures in force: sets of databases, each tried before clamd gets it, and proven to be in force after that.
 
-A set is a directory with a copy (a hard link where it can be) of each database of all
-sources, and one of the kit's own: a hash signature of the set's name. When clamd finds
-that name in a text of it, this set and no other is what clamd judges by; clamd itself
-tells of a reload only in its log, and goes on with the old set when a database is broken.
+A set is a directory with a copy of each database of all sources, and one of the kit's
+own: a hash signature of the set's name. When clamd finds that name in a text of it, this
+set and no other is what clamd judges by; clamd itself tells of a reload only in its log,
+and goes on with the old set when a database is broken.
 https://docs.clamav.net/manual/Signatures/DatabaseInfo.html
 """
 
@@ -40,13 +40,15 @@ SUFFIXES = {
 }
 # freshclam tries these before it puts them in place.
 TRIED_ALREADY = {".cvd", ".cld", ".cud"}
+# Of them: the header's size, and which of its fields is the time of making.
+HEADER_OCTETS, MADE_AT = 512, 8
 OWN = "letterlock.hdb"
 RELOAD_SECONDS, START_SECONDS, TRY_SECONDS = 600, 180, 120
 
 
 @dataclass(frozen=True)
 class Version:
-    """The set in force: `number` grows with each new one; `newest` is when its newest database was made."""
+    """The set in force: `number` grows with each new one; `newest` is when the newest of its first source was made."""
 
     number: int
     identity: str
@@ -65,6 +67,18 @@ def version() -> Version:
     with contextlib.suppress(FileNotFoundError):
         return Version(**json.loads(VERSION_FILE.read_text()))
     return Version(0, "", 0, 0, 0)
+
+
+def made_at(file: Path) -> int:
+    """Return when a database was made, in seconds since the epoch: ClamAV's own say so in their header, whenever they were fetched.
+
+    https://docs.clamav.net/manual/Signatures/DatabaseInfo.html
+    """
+    with file.open("rb") as stream:
+        fields = stream.read(HEADER_OCTETS).decode(errors="replace").strip().split(":")
+    if fields[0] == "ClamAV-VDB" and len(fields) > MADE_AT and fields[MADE_AT].isdigit():
+        return int(fields[MADE_AT])
+    return int(file.stat().st_mtime)
 
 
 def canary(identity: str) -> bytes:
@@ -155,7 +169,8 @@ class Signatures:
             (directory / OWN).chmod(0o644)
         made = Version(
             before.number if before.identity == identity else before.number + 1, identity, int(time.time()),
-            max((int(file.stat().st_mtime) for file in files.values()), default=0), len(files),
+            # The distributor's, where there are any: the operator's own must not hide that those grow old.
+            max((made_at(file) for name, file in files.items() if name in files_of(self.settings.sources[:1])), default=0), len(files),
         )
         candidate = SETS / ".current"
         candidate.unlink(missing_ok=True)
@@ -192,10 +207,12 @@ class Signatures:
 
     def age_fault(self, now: float) -> str | None:
         """Return what is wrong with the age of the signatures in force."""
-        newest = version().newest
-        if not newest:
+        known = version()
+        if not known.usable:
             return "there are no signatures: mail is not judged, and what mail_scan_unavailable says holds"
-        age = now - newest
+        if not known.newest:
+            return f"{self.settings.sources[0]} holds no signatures; mail is judged by the operator's own alone"
+        age = now - known.newest
         if age > self.settings.age_max_seconds:
             return f"the newest signatures are {show_duration(age)} old, over mail_scan_signatures_age_max"
         return None

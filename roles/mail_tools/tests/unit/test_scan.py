@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 
 import pytest
 from letterlock import judged, lmtp_front, notice, quarantine, signatures
@@ -146,6 +147,19 @@ def test_the_files_that_are_in_force(tmp_path):
     before = signatures.identity_of(found)
     (second / "y.yara").write_text("other")
     assert signatures.identity_of(found) != before
+
+
+def test_when_a_database_was_made(tmp_path):
+    """ClamAV's own tell it, whenever they were fetched; of others the file's time counts."""
+    for name, head, made in (
+        ("daily.cvd", "ClamAV-VDB:07 Nov 2026 08-34 -0500:27000:2000000:90:0123:dsig:raynman:1794000000", 1794000000),
+        ("old.cvd", "ClamAV-VDB:07 Nov 2006 08-34 -0500:2000:20000:9:0123:dsig:raynman", 1795000000),
+        ("own.ndb", "Test.X:0:*:00", 1795000000),
+    ):
+        file = tmp_path / name
+        file.write_bytes(head.encode().ljust(512) + b"\x1f\x8b\0\xff")
+        os.utime(file, (1795000000, 1795000000))
+        assert signatures.made_at(file) == made
 
 
 def test_what_is_remembered_of_messages(tmp_path):
