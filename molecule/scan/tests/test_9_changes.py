@@ -88,9 +88,9 @@ def test_an_erased_account_leaves_nothing_in_quarantine(site, mail, scanner):
 
 
 def test_a_mirror_without_signatures_is_told(site, mail, scanner):
-    """freshclam runs in its sandbox, and fails; the operator's own databases judge on, and the status says what is missing."""
+    """Freshclam runs in its sandbox, and fails; the operator's own databases judge on, and the status says what is missing."""
     host = scanner.host
-    host.check_output("systemd-run --quiet --unit mirror --property WorkingDirectory=/srv python3 -m http.server --bind 127.0.0.1 8998")
+    host.check_output("systemd-run --quiet --unit mirror --property WorkingDirectory=/mnt python3 -m http.server --bind 127.0.0.1 8998")
     site.converge(mail_scan_freshclam=True, mail_scan_freshclam_mirror="http://127.0.0.1:8998")
     assert host.run("systemctl start letterlock-freshclam").rc == 1
     assert '"GET /daily.cvd' in host.check_output("journalctl --unit mirror --no-pager --output cat")
