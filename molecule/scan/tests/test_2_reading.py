@@ -41,6 +41,18 @@ done = subprocess.run(["doveadm", "-o", "mail_fsync=never", "import", "-u", "{ac
 shutil.rmtree("/srv/fill")
 raise SystemExit(done.returncode)
 END"""
+# Has Dovecot encrypt with a key that nobody has the other half of.
+SEALS = {
+    "2.3": lambda key: [
+        {"name": "mail_plugins", "value": "$mail_plugins mail_crypt"},
+        {"section": "plugin", "name": "mail_crypt_global_public_key", "value": key},
+        {"section": "plugin", "name": "mail_crypt_save_version", "value": "2"},
+    ],
+    "2.4": lambda key: [
+        {"section": "mail_plugins", "name": "mail_crypt", "value": "yes"},
+        {"name": "crypt_global_public_key_file", "value": f"inline:{key}"},
+    ],
+}
 LARGE = "large@example.test"
 FOLDERS = ["Sent", "Trash", "Entw&APw-rfe"]
 
@@ -279,6 +291,46 @@ def test_a_sweep_goes_on_where_it_was_killed(mail, scanner, no_sweep):
     assert len([item for item in scanner.quarantine(USER) if item["signature"] == "Test.Kill"]) == 1
     again = scanner.host.check_output("letterlock scan sweep")
     assert "0 taken" in again
+
+
+def test_what_can_not_be_read_is_not_taken_for_clean(mail, scanner, no_sweep, declared):
+    """A file that Dovecot can't open, among others: told, not served, and judged as soon as it can be read; its neighbours are judged."""
+    host = scanner.host
+    mail.deliver(NEIGHBOUR, message("closed", "closed-worm"))
+    domain_last = "/".join(reversed(NEIGHBOUR.split("@")))
+    file = host.check_output(
+        f"find {declared['mail_root']}/{domain_last} -type f '(' -name 'u.*' -o -path '*/new/*' ')' -printf '%T@ %p\\n' | sort -n | tail -1"
+    ).split(" ", 1)[1]
+    for number in range(5):
+        mail.deliver(NEIGHBOUR, message(f"after-{number}", "y" * 300 * number))
+    host.check_output(f"chmod 000 {file}")
+    try:
+        scanner.add("closed.ndb", scanning.pattern("Test.Closed", "closed-worm"))
+        done = host.run("letterlock scan sweep")
+        assert (done.rc, "1 failures" in done.stdout) == (1, True), done
+        with pytest.raises(imaplib.IMAP4.abort, match="UNAVAILABLE"), clients.imap(*mail.login(NEIGHBOUR)) as client:
+            client.select("INBOX")
+    finally:
+        host.check_output(f"chmod 600 {file}")
+    done = host.check_output("letterlock scan sweep")
+    assert re.search(r"\b[01] messages judged, 1 taken, 0 failures", done), done
+    assert scanner.quarantine(NEIGHBOUR)[-1]["signature"] == "Test.Closed"
+
+
+def test_mail_that_its_user_alone_can_read(mail, scanner, no_sweep, site):
+    """The sweep passes it over and says so; the gate serves nothing that was never judged."""
+    host = scanner.host
+    host.check_output("openssl genpkey -quiet -algorithm EC -pkeyopt ec_paramgen_curve:P-256 | openssl pkey -pubout >/root/public.pem")
+    key = host.check_output("base64 --wrap 0 /root/public.pem")
+    site.converge(dovecot_settings=SEALS[host.check_output("dovecot --version")[:3]](key))
+    host.check_output(f"printf 'Subject: sealed\\n\\nx\\n' | doveadm save -u {NEIGHBOUR}")
+    done = host.check_output("letterlock scan sweep")
+    assert " 0 failures" in done
+    assert "passed over 1 messages that are encrypted" in done
+    with pytest.raises(imaplib.IMAP4.abort, match="UNAVAILABLE"), clients.imap(*mail.login(NEIGHBOUR)) as client:
+        client.select("INBOX")
+    host.check_output(f"doveadm expunge -u {NEIGHBOUR} mailbox INBOX '*'")
+    site.converge()
 
 
 def test_expunged_between_scan_and_move(mail, scanner, no_sweep):

@@ -98,6 +98,8 @@ class Gate:
             self.judged.note([message.guid for message in outcome.clean], self.number)
         if outcome.failed:
             raise Refused(f"{len(outcome.failed)} messages could not be taken away or read")
+        if outcome.sealed:
+            raise Refused(f"{len(outcome.sealed)} messages are encrypted with a key that the gate does not have")
         judged = {message.key for message in [*outcome.clean, *(message for message, _ in outcome.taken)]}
         left = [message for message in messages if message.key not in judged]
         if not left or not self.still_there(left):

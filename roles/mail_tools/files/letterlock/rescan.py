@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
 from letterlock import lmtp_front
-from letterlock.clamd import CHUNK, CLEAN, MALWARE, Verdict, chunks
+from letterlock.clamd import CHUNK, CLEAN, MALWARE, Verdict
 from letterlock.doveadm import ENVIRONMENT, Doveadm, Failed, any_of, in_mailbox, uid_set
 from letterlock.notice import notice
 from letterlock.quarantine import Item, NotSealed, Quarantine, fingerprint_of, hash_of
@@ -20,7 +20,6 @@ from letterlock.released import Released
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from letterlock.clamd import Files
     from letterlock.scan_settings import ScanSettings
 
 # A larger message goes to the disk on its way to clamd.
@@ -32,7 +31,8 @@ FIELDS = "user mailbox-guid uid size.physical text"
 BEFORE_TEXT = b" text="
 LONGEST_ROW = 4096
 READ_SECONDS = 900
-TRIES = 3
+# What Dovecot says of mail that is encrypted with its user's key.
+NOT_OURS = "Private key not available"
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,15 @@ class Outcome:
     taken: list[tuple[Message, Item]] = field(default_factory=list)
     # Malware that could not be taken away, and what could not be read.
     failed: list[Message] = field(default_factory=list)
+    # What its user alone can read.
+    sealed: list[Message] = field(default_factory=list)
 
     def add(self, other: Outcome) -> None:
         """Add what *other* holds."""
         self.clean += other.clean
         self.taken += other.taken
         self.failed += other.failed
+        self.sealed += other.sealed
 
 
 def query_for(messages: list[Message]) -> list[str]:
@@ -94,40 +97,62 @@ class Cut:
         return some
 
 
-def texts(messages: list[Message]) -> Iterator[tuple[tuple[str, str, int], Cut]]:
-    """Yield ((account, mailbox GUID, UID), text) of *messages* as one doveadm reads them; the text is read before the next one.
+class Texts:
+    """The texts of messages, as one doveadm reads them.
 
     doveadm's flow format writes a text as it is, and `size.physical` octets of it, which is all that tells where it ends: a
-    text may hold anything. (Its tab format puts a tab between the blocks of a text.) Raises Failed when that does not fit;
-    those yielded before it are good.
+    text may hold anything. (Its tab format puts a tab between the blocks of a text.) What it can't read it leaves out and goes
+    on, so that the next rows would be taken for the text: of what came nothing is to be relied on before `check`.
     """
-    accounts = list(dict.fromkeys(message.account for message in messages))
-    with contextlib.ExitStack() as stack:
-        errors = stack.enter_context(tempfile.TemporaryFile())
-        names = stack.enter_context(tempfile.TemporaryFile())
-        names.write("".join(f"{account}\n" for account in accounts).encode())
-        names.seek(0)
-        process = stack.enter_context(subprocess.Popen(
-            ["doveadm", "-f", "flow", "fetch", "-F", "/dev/stdin", "--", FIELDS, *query_for(messages)],
-            stdin=names, stdout=subprocess.PIPE, stderr=errors, env=ENVIRONMENT, bufsize=PIPE_OCTETS, pipesize=PIPE_OCTETS,
-        ))
-        stack.callback(process.kill)
-        while row := head_of_row(process.stdout):
+
+    def __init__(self, process: subprocess.Popen, errors: BinaryIO) -> None:
+        """Take doveadm's *process*, and the file with what it says of *errors*."""
+        self.process, self.errors = process, errors
+
+    def __iter__(self) -> Iterator[tuple[tuple[str, str, int], Cut]]:
+        """Yield ((account, mailbox GUID, UID), text); the text is read before the next one. Raises Failed."""
+        stream = self.process.stdout
+        while row := head_of_row(stream):
             values = dict(word.split("=", 1) for word in row.decode(errors="replace").split(" ") if "=" in word)
             try:
                 key = values["user"], values["mailbox-guid"], int(values["uid"])
-                text = Cut(process.stdout, int(values["size.physical"]))
+                text = Cut(stream, int(values["size.physical"]))
             except (ValueError, KeyError) as error:
                 raise Failed(f"doveadm fetch: a row can't be read: {row[:200]!r}") from error
             yield key, text
             while text.read():
                 pass
-            if process.stdout.read(1) != b"\n":
+            if stream.read(1) != b"\n":
                 raise Failed(f"doveadm fetch: a message of {key[0]} is not as long as Dovecot says")
-        if process.wait():
-            errors.seek(0)
-            said = errors.read().decode(errors="replace").strip().splitlines()
-            raise Failed(f"doveadm fetch: exit code {process.returncode}: {said[-1] if said else 'no message'}")
+        self.process.wait()
+
+    def check(self) -> None:
+        """Raise Failed when doveadm has said that it could not read something, or has ended so."""
+        self.errors.seek(0)
+        said = self.errors.read().decode(errors="replace").strip().splitlines()
+        if said or self.process.poll():
+            raise Failed(said[-1] if said else f"doveadm fetch: exit code {self.process.poll()}")
+
+
+@contextlib.contextmanager
+def reading(messages: list[Message]) -> Iterator[Texts]:
+    """Have doveadm read *messages*; a fault is told in its own words where it has any."""
+    accounts = list(dict.fromkeys(message.account for message in messages))
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as names:
+        names.write("".join(f"{account}\n" for account in accounts).encode())
+        names.seek(0)
+        with subprocess.Popen(
+            ["doveadm", "-f", "flow", "fetch", "-F", "/dev/stdin", "--", FIELDS, *query_for(messages)],
+            stdin=names, stdout=subprocess.PIPE, stderr=errors, env=ENVIRONMENT, bufsize=PIPE_OCTETS, pipesize=PIPE_OCTETS,
+        ) as process:
+            texts = Texts(process, errors)
+            try:
+                yield texts
+            except Failed:
+                texts.check()
+                raise
+            finally:
+                process.kill()
 
 
 def head_of_row(stream: BinaryIO) -> bytes:
@@ -159,64 +184,59 @@ class Judge:
         self.doveadm = Doveadm()
 
     def judge(self, messages: list[Message], workers: int, go_on: Callable[[], bool]) -> Outcome:
-        """Judge *messages* *workers* at once as long as *go_on* says; raise Unavailable when clamd gives no verdict.
+        """Judge *messages*, *workers* at once as long as *go_on* says; raise Unavailable when clamd gives no verdict.
 
         What is in no list of the outcome was not judged: it was gone, or the time was over.
         """
-        outcome, left = Outcome(), messages
-        for _ in range(TRIES):
+        outcome, parts = Outcome(), [messages]
+        while parts:
+            some = parts.pop()
             try:
-                self.judge_some(left, outcome, workers, go_on)
+                verdicts = self.verdicts(some, workers, go_on)
             except Failed as failed:
-                # What is expunged while it is read cuts the answer off.
-                print(f"not all could be read at once: {failed}", file=sys.stderr, flush=True)
-                left = [message for message in messages if not known(message, outcome)]
+                # What is expunged while it is read fails the whole; what can't be read at all is found by halves.
+                half = (len(some) + 1) // 2
+                if len(some) > 1:
+                    parts += [some[half:], some[:half]]
+                else:
+                    self.fail(some[0], failed, outcome)
             else:
-                return outcome
-        self.one_by_one(left, outcome, go_on)
+                for message, verdict in verdicts:
+                    self.settle(message, verdict, outcome)
+            if not go_on():
+                break
         return outcome
 
-    def judge_some(self, messages: list[Message], outcome: Outcome, workers: int, go_on: Callable[[], bool]) -> None:
-        """Judge *messages* as one doveadm reads them; raise Failed where it can't, and Unavailable."""
+    def verdicts(self, messages: list[Message], workers: int, go_on: Callable[[], bool]) -> list[tuple[Message, Verdict]]:
+        """Return (message, verdict) of *messages* as one doveadm reads them; raise Failed where it can't read all, and Unavailable."""
         by_key = {message.key: message for message in messages}
-        with self.clamd.files() as files:
-            try:
-                for key, text in texts(messages):
-                    message = by_key.get(key)
-                    if message is not None:
-                        self.before_each()
-                        with file_for(text.left) as file:
-                            for chunk in iter(text.read, b""):
-                                file.write(chunk)
-                            file.flush()
-                            files.ask(message, file.fileno())
-                    while len(files.asked) > workers + AHEAD:
-                        self.settle(*files.answer(), outcome)
-                    if not go_on():
-                        break
-            except Failed:
-                self.settle_all(files, outcome)
-                raise
-            self.settle_all(files, outcome)
+        found = []
+        with self.clamd.files() as files, reading(messages) as texts:
+            for key, text in texts:
+                message = by_key.get(key)
+                if message is not None:
+                    self.before_each()
+                    with file_for(text.left) as file:
+                        for chunk in iter(text.read, b""):
+                            file.write(chunk)
+                        file.flush()
+                        files.ask(message, file.fileno())
+                while len(files.asked) > workers + AHEAD:
+                    found.append(files.answer())
+                if not go_on():
+                    break
+            while files.asked:
+                found.append(files.answer())
+            texts.check()
+        return found
 
-    def settle_all(self, files: Files, outcome: Outcome) -> None:
-        """Wait for all verdicts that were asked for; raise Unavailable."""
-        while files.asked:
-            self.settle(*files.answer(), outcome)
-
-    def one_by_one(self, messages: list[Message], outcome: Outcome, go_on: Callable[[], bool]) -> None:
-        """Judge what an iteration could not read, each by a command of its own."""
-        for message in messages:
-            if not go_on():
-                return
-            with tempfile.TemporaryFile() as file:
-                try:
-                    if self.read(message, file):
-                        self.before_each()
-                        self.settle(message, self.clamd.scan(chunks(file)), outcome)
-                except Failed as failed:
-                    print(f"{message.account}: {message.mailbox}, UID {message.uid}: {failed}", file=sys.stderr, flush=True)
-                    outcome.failed.append(message)
+    def fail(self, message: Message, failed: Failed, outcome: Outcome) -> None:
+        """Note that *message* can't be read."""
+        if NOT_OURS in str(failed):
+            outcome.sealed.append(message)
+            return
+        print(f"{message.account}: {message.mailbox}, UID {message.uid}: {failed}", file=sys.stderr, flush=True)
+        outcome.failed.append(message)
 
     def settle(self, message: Message, verdict: Verdict, outcome: Outcome) -> None:
         """Note what is clean; take away what is not."""
@@ -283,11 +303,6 @@ class Judge:
             lmtp_front.deliver(self.settings.lmtp_socket, f"<{item.account}>".encode(), made)
         except lmtp_front.Gone as gone:
             print(f"{item.account}: no notice of {item.identity}: {gone}", file=sys.stderr, flush=True)
-
-
-def known(message: Message, outcome: Outcome) -> bool:
-    """Tell whether *outcome* holds *message*."""
-    return any(message is each for each in [*outcome.clean, *outcome.failed, *(taken for taken, _ in outcome.taken)])
 
 
 def messages_of(account: str, names: dict[str, str], rows: Iterable[dict]) -> Iterator[Message]:

@@ -38,6 +38,7 @@ class Tally:
     judged: int = 0
     taken: int = 0
     failures: int = 0
+    sealed: int = 0
 
 
 class Sweep:
@@ -150,10 +151,11 @@ class Sweep:
             self.tally.judged += len(outcome.clean)
             self.tally.taken += len(outcome.taken)
             self.tally.failures += len(outcome.failed)
-            failed = {message.key for message in outcome.failed}
+            self.tally.sealed += len(outcome.sealed)
+            unjudged = {message.key for message in [*outcome.failed, *outcome.sealed]}
             for message in some:
                 # What is in no list was gone when it was read.
-                self.left[message.account, message.box] -= message.key not in failed
+                self.left[message.account, message.box] -= message.key not in unjudged
             self.finish({(message.account, message.box) for message in some})
             done += len(some)
             if time.monotonic() - told > 10:  # seconds
