@@ -74,8 +74,10 @@ def test_fetched_mail_goes_at_the_end_of_the_session(host, store, mail):
     lines = [line for line in store.ledger() if line["kind"] == "expunge" and line["account"] == DROP]
     assert [line["why"] for line in lines[-2:]] == ["fetched by POP3"] * 2
     assert {line["policy"] for line in lines} == {"fetched"}
-    assert not host.check_output(f"find {SPOOL} -type f")
-    assert 'letterlock_retention_expunged_total{policy="fetched"}' in host.check_output("cat /var/lib/letterlock/metrics/retention.prom")
+    assert settle(lambda: not host.check_output(f"find {SPOOL} -type f"))
+    # The figures come last.
+    counted = 'letterlock_retention_expunged_total{policy="fetched"}'
+    assert settle(lambda: counted in host.check_output("cat /var/lib/letterlock/metrics/retention.prom"))
 
 
 def test_a_crash_after_quit_loses_neither_mail_nor_record(host, store, mail):
