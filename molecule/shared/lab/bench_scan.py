@@ -31,7 +31,10 @@ VARIABLES = {
 }
 SIGNATURE = "printf 'Bench.None:0:*:%s\\n' 6e6f206d65737361676520686173207468697320 >/etc/letterlock/signatures/bench.ndb"
 # A reload empties clamd's memory of what it has found clean.
-FORGET = "systemctl stop letterlock-sweep.path; rm -f /var/lib/letterlock/scan/judged.sqlite*; systemctl restart letterlock-clamd"
+FORGET = (
+    "systemctl stop letterlock-sweep.path letterlock-gate.service; rm -f /var/lib/letterlock/scan/judged.sqlite*; "
+    "systemctl restart letterlock-clamd"
+)
 READY = "until letterlock scan status >/dev/null; do sleep 0.2; done"
 SWEEP = "letterlock scan sweep"
 # Each message as a file: in dbox's own files clamd does not see that they are mail, and looks into no part of them.
