@@ -147,6 +147,19 @@ def test_a_changed_password_ends_the_sessions_of_the_old_one(mail, site):
     wait_for(lambda: uidls(mail))
 
 
+def test_a_change_while_accounts_are_asked_for_all_the_time(host, mail, site):
+    """As where mail comes in: auth, which looks for a new account once a second, has just looked when the probe logs in."""
+    host.check_output(f"systemd-run --quiet --unit busy sh -c 'for n in $(seq 600); do doveadm user {mail.user}; sleep 0.05; done'")
+    try:
+        for number in (11, 12):
+            site.converge(dovecot_settings=[{"name": "mail_max_keyword_length", "value": str(number * 10)}])
+        accounts = [{"name": user, "password": secret, "quota": "5G"} for user, secret in mail.accounts.items()]
+        site.converge(mail_accounts_users=accounts)
+    finally:
+        host.check_output("systemctl stop busy")
+    site.converge()
+
+
 def test_secrets_reach_no_process_list(host, mail, site):
     """While a password is changed, no process on the host has it, or its hash, among its arguments."""
     secret = "to-be-seen-nowhere"

@@ -179,8 +179,11 @@ def test_the_relay_of_retention_stands_behind_the_gate(mail, scanner):
 def test_a_login_without_news_looks_at_no_message(mail, scanner, no_sweep):
     """Nothing new: Dovecot is asked nothing, and the gate's answer takes milliseconds. A flag is no news, a message is."""
     host = scanner.host
-    # What changed within this second may change again without a trace.
-    time.sleep(1.2)
+    for _ in range(2):
+        # The first makes Dovecot's caches, and what changed within this second may change again without a trace.
+        with clients.imap(*mail.login(NEIGHBOUR)):
+            pass
+        time.sleep(1.2)
     with clients.imap(*mail.login(NEIGHBOUR)):
         pass
     asked = "journalctl --sync; journalctl --unit dovecot --no-pager --output cat | grep -c 'mailbox status'"
@@ -237,7 +240,9 @@ def test_over_budget_the_session_goes_on_and_the_sweep_takes_the_rest(mail, scan
 def test_a_mailbox_of_100000(mail, scanner, no_sweep):
     """None of it ever judged: within the budget, and the time to list it, a session begins, without the newest, which is malware."""
     host = scanner.host
-    host.check_output(FILL.format(account=LARGE, count=100_000))
+    # To bring them into a Maildir takes minutes.
+    count = 20_000 if "maildir" in host.check_output("doveconf -n") else 100_000
+    host.check_output(FILL.format(account=LARGE, count=count))
     mail.deliver(LARGE, message("newest", "worm-at-the-top"))
     scanner.add("top.ndb", scanning.pattern("Test.Top", "worm-at-the-top"))
     try:
@@ -245,7 +250,7 @@ def test_a_mailbox_of_100000(mail, scanner, no_sweep):
         with clients.imap(*mail.login(LARGE)) as client:
             assert time.monotonic() - begun < 30
             # And the notice.
-            assert client.select("INBOX", readonly=True) == ("OK", [b"100001"])
+            assert client.select("INBOX", readonly=True) == ("OK", [b"%d" % (count + 1)])
         assert scanner.quarantine(LARGE)[-1]["signature"] == "Test.Top"
         peak = host.check_output("grep VmHWM /proc/$(systemctl show --property MainPID --value letterlock-gate)/status")
         assert int(peak.split()[1]) < 500_000, "kB"
@@ -310,7 +315,7 @@ def test_what_can_not_be_read_is_not_taken_for_clean(mail, scanner, no_sweep, de
     try:
         scanner.add("closed.ndb", scanning.pattern("Test.Closed", "closed-worm"))
         done = host.run("letterlock scan sweep")
-        assert (done.rc, "1 failures" in done.stdout) == (1, True), done
+        assert (done.rc, " 1 failures" in done.stdout) == (1, True), done
         with pytest.raises(imaplib.IMAP4.abort, match="UNAVAILABLE"), clients.imap(*mail.login(NEIGHBOUR)) as client:
             client.select("INBOX")
     finally:
@@ -327,12 +332,13 @@ def test_mail_that_its_user_alone_can_read(mail, scanner, no_sweep, site):
     key = host.check_output("base64 --wrap 0 /root/public.pem")
     site.converge(dovecot_settings=SEALS[host.check_output("dovecot --version")[:3]](key))
     host.check_output(f"printf 'Subject: sealed\\n\\nx\\n' | doveadm save -u {NEIGHBOUR}")
+    sealed = host.check_output(f"doveadm -f flow fetch -u {NEIGHBOUR} uid mailbox INBOX '*'").partition("=")[2]
     done = host.check_output("letterlock scan sweep")
     assert " 0 failures" in done
     assert "passed over 1 messages that are encrypted" in done
     with pytest.raises(imaplib.IMAP4.abort, match="UNAVAILABLE"), clients.imap(*mail.login(NEIGHBOUR)) as client:
         client.select("INBOX")
-    host.check_output(f"doveadm expunge -u {NEIGHBOUR} mailbox INBOX '*'")
+    host.check_output(f"doveadm expunge -u {NEIGHBOUR} mailbox INBOX uid {sealed}")
     site.converge()
 
 

@@ -74,6 +74,7 @@ RUNS = re.compile(r"^WantedBy=multi-user\.target$", re.MULTILINE)
 BEFORE_PROBE = (".socket", ".service")
 MODULES = "/usr/lib/dovecot/modules"
 PROBE_SECONDS = 8.0
+AUTH_LOOKS_SECONDS = 1.1
 RELOAD_SETTLE_SECONDS = 1.0
 MAX_FAULTS = 20
 
@@ -406,10 +407,15 @@ def changed_accounts(old: str, new: str) -> list[str]:
 
 
 class ProbeAccount:
-    """An account that exists while the block runs, for logins from this host only."""
+    """An account that exists while the block runs, for logins from this host only.
 
-    def __init__(self, job: dict) -> None:
-        """Take names and the password from *job*."""
+    An auth process looks for changes of a passwd-file once in a second. On a host where mail comes in it has just done
+    so, and would not know the account: one that is restarted in the block does, and for any other the block waits.
+    """
+
+    def __init__(self, job: dict, *, auth_restarts: bool) -> None:
+        """Take names and the password from *job*, and whether auth is restarted in the block."""
+        self.auth_restarts = auth_restarts
         self.directory, self.user, self.hash = job["probe_dir"], job["probe_user"], job["probe_hash"]
         self.owner = pwd.getpwnam(job["user"])
 
@@ -426,6 +432,8 @@ class ProbeAccount:
             f"{self.user}:{self.hash}::::::allow_nets=local,127.0.0.0/8,::1\n",
             f"{self.user}::{self.owner.pw_uid}:{self.owner.pw_gid}::{home}::\n",
         )
+        if not self.auth_restarts:
+            time.sleep(AUTH_LOOKS_SECONDS)
 
     def __exit__(self, *_exception: object) -> None:
         """Remove the account and what its mailbox left."""
@@ -528,16 +536,15 @@ def probe_once(job: dict, certificate: bytes | None) -> list[str]:
     """Return what fails right now."""
     login = (job["probe_user"], job["probe_password"]) if job["probe_login"] else None
     failures = []
-    with ProbeAccount(job):
-        for probe in job["probes"]:
-            where = probe.get("path") or f"{probe['address']}:{probe['port']}"
-            try:
-                shown = PROBES_BY_PROTOCOL[probe["protocol"]](probe, login)
-                expect(
-                    certificate is None or shown is None or shown == certificate, "another certificate than the new one is shown"
-                )
-            except (OSError, EOFError, ProbeFailed, imaplib.IMAP4.error, poplib.error_proto) as error:
-                failures.append(f"{probe['protocol']} at {where}: {error}")
+    for probe in job["probes"]:
+        where = probe.get("path") or f"{probe['address']}:{probe['port']}"
+        try:
+            shown = PROBES_BY_PROTOCOL[probe["protocol"]](probe, login)
+            expect(
+                certificate is None or shown is None or shown == certificate, "another certificate than the new one is shown"
+            )
+        except (OSError, EOFError, ProbeFailed, imaplib.IMAP4.error, poplib.error_proto) as error:
+            failures.append(f"{probe['protocol']} at {where}: {error}")
     return failures
 
 
@@ -691,10 +698,11 @@ class Transaction:
             self.pending = {"previous": previous}
             outcome = f"the earlier release {os.path.basename(previous)} serves again"
             try:
-                make_unit_current("restart", failed, old)
-                start_units(failed, old, before_probe=True)
-                start_units(failed, old, before_probe=False)
-                probe_all({**self.job, "probes": json.loads(old.get(PROBES, "[]"))}, None)
+                with ProbeAccount(self.job, auth_restarts=True):
+                    make_unit_current("restart", failed, old)
+                    start_units(failed, old, before_probe=True)
+                    start_units(failed, old, before_probe=False)
+                    probe_all({**self.job, "probes": json.loads(old.get(PROBES, "[]"))}, None)
             except (files.Fault, ProbeFailed) as fault:
                 outcome = f"the earlier release {os.path.basename(previous)} is back and fails, too:\n{fault}\nThe new one"
         self.settle()
@@ -757,9 +765,10 @@ class Transaction:
         kicked: list[str] = []
         if changed_release or self.pending or action != "none":
             try:
-                make_unit_current(action, old, self.tree)
-                units += start_units(old, self.tree, before_probe=True)
-                probe_all(self.job, leaf_of(os.path.join(self.current, self.job["certificate"])))
+                with ProbeAccount(self.job, auth_restarts=action != "none"):
+                    make_unit_current(action, old, self.tree)
+                    units += start_units(old, self.tree, before_probe=True)
+                    probe_all(self.job, leaf_of(os.path.join(self.current, self.job["certificate"])))
             except (files.Fault, ProbeFailed) as why:
                 if not changed_release and not self.pending:
                     raise

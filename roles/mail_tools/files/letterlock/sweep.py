@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from letterlock import people
 from letterlock.batches import chunks
-from letterlock.doveadm import ACCOUNTS_AT_ONCE, Doveadm, Failed, any_of, in_mailbox, over, statuses
+from letterlock.doveadm import ACCOUNTS_AT_ONCE, Doveadm, Failed, any_of, in_mailbox, over, statuses, uid_set
 from letterlock.gate import STATUS
 from letterlock.judged import Box, Judged
 from letterlock.rescan import MESSAGE_FIELDS, Judge, Message, messages_of
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from letterlock.scan_settings import ScanSettings
 
 MESSAGES_AT_ONCE = 400
+LAST_UID = 2**32 - 1
 WORKERS = max(1, len(os.sched_getaffinity(0)))
 
 
@@ -118,22 +119,45 @@ class Sweep:
         """Yield the messages of *accounts* that may have to be judged. One account's fault is its own."""
         query = ["all"]
         if len(accounts) == 1:
-            query = any_of([
-                [*in_mailbox(self.names[account][guid], guid), "uid", f"{box.next_uid if box.sweep == self.number else 1}:4294967295"]
-                for account in accounts for guid, box in news[account]
-            ])
+            query = any_of([self.new_in(accounts[0], guid, box) for guid, box in news[accounts[0]]])
         try:
             for row in over(accounts, ["fetch"], " ".join(MESSAGE_FIELDS), *query):
                 yield from messages_of(row["username"], self.names[row["username"]], [row])
-        except Failed as failed:
-            if len(accounts) > 1:
-                # Some are yielded twice then. To judge them twice does no harm.
-                for account in accounts:
-                    yield from self.messages([account], news)
-                return
-            self.failed(accounts[0], failed)
-            for guid, _ in news[accounts[0]]:
-                self.left[accounts[0], guid] += 1
+        except (Failed, ValueError, KeyError):
+            # A ValueError or KeyError: where a field can't be read, doveadm's columns shift. Some are yielded twice then, which
+            # does no harm.
+            for account in accounts:
+                yield from self.messages([account], news) if len(accounts) > 1 else self.readable(account, news[account])
+
+    def new_in(self, account: str, guid: str, box: Box) -> list[str]:
+        """Return the search for what these signatures may not have judged in a mailbox."""
+        return [*in_mailbox(self.names[account][guid], guid), "uid", f"{box.next_uid if box.sweep == self.number else 1}:{LAST_UID}"]
+
+    def readable(self, account: str, boxes: list[tuple[str, Box]]) -> Iterator[Message]:
+        """Yield the messages of an account of which some can't be read, and tell of those: what is there the indexes know."""
+        for guid, box in boxes:
+            try:
+                rows = self.doveadm.one("fetch", user=account, field=["uid"], query=self.new_in(account, guid, box))
+            except Failed as failed:
+                self.failed(account, failed)
+                self.left[account, guid] += 1
+                continue
+            parts = [[int(row["uid"]) for row in rows]]
+            while parts:
+                some = parts.pop()
+                query = [*in_mailbox(self.names[account][guid], guid), "uid", uid_set(some)]
+                try:
+                    rows = self.doveadm.one("fetch", user=account, field=MESSAGE_FIELDS, query=query) if some else []
+                    found = list(messages_of(account, self.names[account], rows))
+                except (Failed, ValueError, KeyError) as fault:
+                    half = len(some) // 2
+                    if half:
+                        parts += [some[half:], some[:half]]
+                    else:
+                        self.failed(f"{account}: {self.names[account][guid]}, UID {some[0]}", fault)
+                        self.left[account, guid] += 1
+                else:
+                    yield from found
 
     def judge_all(self, spool: TextIO, count: int) -> None:
         """Judge what *spool* holds in its order; raise Unavailable."""
@@ -170,7 +194,7 @@ class Sweep:
         """Remember those that had none."""
         self.finish(set(self.boxes))
 
-    def failed(self, account: str, failed: Failed) -> None:
-        """Count what could not be looked at; mail that its user alone can read is the gate's."""
+    def failed(self, what: str, fault: Exception) -> None:
+        """Count an account or a message that could not be looked at."""
         self.tally.failures += 1
-        print(f"FAILED {account}: {failed}", file=sys.stderr, flush=True)
+        print(f"FAILED {what}: {fault}", file=sys.stderr, flush=True)
