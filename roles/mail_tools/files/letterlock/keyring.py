@@ -1,0 +1,262 @@
+"""The keys that an account's mail is encrypted with, and for each of its passwords a copy of them that it opens.
+
+A private key is PKCS#8 (RFC 5958), encrypted by scrypt (RFC 7914) with a secret that
+Dovecot, too, makes of the password that somebody logs in with: so that it opens in that
+session and nowhere else. Nothing that this writes tells a key or a password.
+docs/decisions/0015-mail-that-its-user-alone-opens.md
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import secrets
+import subprocess
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from letterlock.ledger import write_durably
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
+# 16 MiB: the most that OpenSSL opens by itself.
+SCRYPT_N = 1 << 14
+WRAP_SECONDS = 60
+# Of a recovery key, which a person copies by hand: octets, and letters between dashes.
+RECOVERY_OCTETS, RECOVERY_GROUP = 20, 4
+# The credential that is the account's own password.
+OWN = "password"
+
+
+class WrongSecret(Exception):
+    """A password or recovery key opens none of the keys that it should."""
+
+
+def secret_of(account: str, password: str) -> str:
+    """Return what opens the copies for *password*: the same as Dovecot makes of it on both versions.
+
+    >>> secret_of("ada@example.org", "geheim") == hashlib.sha256(b"ada@example.orggeheim").hexdigest()
+    True
+    """
+    return hashlib.sha256(f"{account}{password}".encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def new_recovery_key() -> str:
+    """Return a recovery key: 160 bits, in letters and digits that are not taken for each other."""
+    text = base64.b32encode(secrets.token_bytes(RECOVERY_OCTETS)).decode()
+    return "-".join(text[at : at + RECOVERY_GROUP] for at in range(0, len(text), RECOVERY_GROUP))
+
+
+def recovery_secret(recovery_key: str) -> str:
+    """Return what opens the copy for a recovery key, however it was typed.
+
+    >>> recovery_secret("abcd efgh") == recovery_secret("ABCD-EFGH")
+    True
+    """
+    return "".join(char for char in recovery_key.upper() if char.isalnum())
+
+
+def wrap(private: ec.EllipticCurvePrivateKey, secret: str) -> str:
+    """Return *private* as a PEM that *secret* opens; raise OSError."""
+    plain = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption(),
+    )
+    reader, writer = os.pipe()
+    try:
+        # The secret in a pipe, which holds it whole; the key by standard input. Neither is in an argument or on a disk.
+        os.write(writer, secret.encode() + b"\n")
+        os.close(writer)
+        done = subprocess.run(
+            ["openssl", "pkcs8", "-topk8", "-scrypt", "-scrypt_N", str(SCRYPT_N), "-passout", f"fd:{reader}"],
+            input=plain, capture_output=True, pass_fds=[reader], timeout=WRAP_SECONDS, check=False, env=ENVIRONMENT,
+        )
+    finally:
+        os.close(reader)
+    if done.returncode:
+        raise OSError(f"openssl pkcs8: {done.stderr.decode(errors='replace').strip()}")
+    return done.stdout.decode()
+
+
+def unwrap(pem: str, secret: str) -> ec.EllipticCurvePrivateKey:
+    """Return the private key in *pem*; raise WrongSecret."""
+    try:
+        return serialization.load_pem_private_key(pem.encode(), secret.encode())
+    except ValueError as error:
+        # OpenSSL can't tell a wrong secret from a torn file.
+        raise WrongSecret("it opens no key, or the copy is damaged") from error
+
+
+def public_of(private: ec.EllipticCurvePrivateKey) -> str:
+    """Return the public half as a PEM."""
+    return private.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
+
+
+@dataclass
+class Pair:
+    """A pair of keys. Times are seconds since the epoch."""
+
+    public: str
+    made: int
+    # The private key as the recovery key opens it.
+    recovery: str = ""
+
+    @property
+    def identity(self) -> str:
+        """A short name for it."""
+        return hashlib.sha256(self.public.encode()).hexdigest()[:16]
+
+
+@dataclass
+class Credential:
+    """A password: its hash, and a copy of each private key, by the pair's identity, that it opens."""
+
+    name: str
+    hash: str
+    made: int
+    wraps: dict[str, str]
+    # From where it may be used; from anywhere if none is named.
+    networks: list[str] = field(default_factory=list)
+    # By which protocols; by all if none is named.
+    protocols: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Keyring:
+    """All keys of one account, the newest pair first: new mail is for that one."""
+
+    account: str
+    pairs: list[Pair]
+    credentials: list[Credential]
+
+    # ---- on the disk
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Return the one in *file*; raise OSError or ValueError."""
+        raw = json.loads(file.read_text())
+        return cls(raw["account"], [Pair(**pair) for pair in raw["pairs"]], [Credential(**each) for each in raw["credentials"]])
+
+    def write(self, file: Path) -> None:
+        """Write it to *file* in one step: a crash leaves this one or the one before."""
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_durably(file, json.dumps(asdict(self), indent=1).encode(), 0o600)
+
+    # ---- keys
+
+    @classmethod
+    def make(cls, account: str, password: str, password_hash: str) -> tuple[Self, str]:
+        """Return a new one that *password* opens, and the recovery key, which nobody keeps."""
+        ring, recovery_key = cls(account, [], []), new_recovery_key()
+        private = ring.add_pair(recovery_key)
+        secret, pair = secret_of(account, password), ring.pairs[0]
+        ring.credentials.append(Credential(OWN, password_hash, pair.made, {pair.identity: wrap(private, secret)}))
+        return ring, recovery_key
+
+    def add_pair(self, recovery_key: str) -> ec.EllipticCurvePrivateKey:
+        """Put a new pair before all others; return its private key."""
+        # The one curve of Dovecot's that works in 2.3 and 2.4 and that all else knows, too.
+        private = ec.generate_private_key(ec.SECP256R1())
+        self.pairs.insert(0, Pair(public_of(private), int(time.time()), wrap(private, recovery_secret(recovery_key))))
+        return private
+
+    def opened(self, password: str) -> tuple[Credential, dict[str, ec.EllipticCurvePrivateKey]]:
+        """Return the credential that *password* is, and the private keys that it opens; raise WrongSecret."""
+        secret = secret_of(self.account, password)
+        for credential in self.credentials:
+            try:
+                keys = {identity: unwrap(pem, secret) for identity, pem in credential.wraps.items()}
+            except WrongSecret:
+                continue
+            if not all(public_of(keys[pair.identity]) == pair.public for pair in self.pairs if pair.identity in keys):
+                raise WrongSecret(f"{self.account}: the copies of {credential.name} are not of this account's keys")
+            return credential, keys
+        raise WrongSecret(f"{self.account}: the password opens no key")
+
+    def recovered(self, recovery_key: str) -> dict[str, ec.EllipticCurvePrivateKey]:
+        """Return the private keys, all of which the recovery key opens; raise WrongSecret."""
+        try:
+            return {pair.identity: unwrap(pair.recovery, recovery_secret(recovery_key)) for pair in self.pairs}
+        except WrongSecret:
+            raise WrongSecret(f"{self.account}: the recovery key does not open its keys") from None
+
+    # ---- passwords
+
+    def put(self, credential: Credential, keys: dict[str, ec.EllipticCurvePrivateKey], password: str) -> None:
+        """Add *credential*, or put it in the place of the one of its name, with copies of *keys* that *password* opens."""
+        secret = secret_of(self.account, password)
+        credential.wraps = {identity: wrap(private, secret) for identity, private in keys.items()}
+        names = [each.name for each in self.credentials]
+        if credential.name in names:
+            self.credentials[names.index(credential.name)] = credential
+        else:
+            self.credentials.append(credential)
+
+    def change(self, old: str, new: str, new_hash: str) -> None:
+        """Let *new* be the account's own password; raise WrongSecret unless *old* opens the keys."""
+        _, keys = self.opened(old)
+        self.put(Credential(OWN, new_hash, int(time.time()), {}), keys, new)
+
+    def reset(self, recovery_key: str, new: str, new_hash: str) -> None:
+        """Let *new* be the account's own password, by the recovery key; raise WrongSecret."""
+        self.put(Credential(OWN, new_hash, int(time.time()), {}), self.recovered(recovery_key), new)
+
+    def revoke(self, name: str) -> None:
+        """Forget the app password *name*; raise KeyError."""
+        if name == OWN or name not in [each.name for each in self.credentials]:
+            raise KeyError(name)
+        self.credentials = [each for each in self.credentials if each.name != name]
+
+    def rotate(self, password: str) -> tuple[str, list[str]]:
+        """Make a new pair for the mail to come; return the new recovery key, and which other passwords ended. Raises WrongSecret.
+
+        What those are is not known here, so that none of them could have a copy of the new key.
+        """
+        credential, keys = self.opened(password)
+        recovery_key = new_recovery_key()
+        for pair in self.pairs:
+            pair.recovery = wrap(keys[pair.identity], recovery_secret(recovery_key))
+        private = self.add_pair(recovery_key)
+        ended = [each.name for each in self.credentials if each is not credential]
+        self.credentials = [credential]
+        self.put(credential, {self.pairs[0].identity: private, **keys}, password)
+        return recovery_key, ended
+
+    # ---- for Dovecot
+
+    def userdb_fields(self, series: str) -> str:
+        """Return what the userdb says of the account on Dovecot *series*, 2.3 or 2.4: the public half alone."""
+        name = {"2.3": "mail_crypt_global_public_key=", "2.4": "crypt_global_public_key_file=inline:"}[series]
+        return f"userdb_{name}{one_line(self.pairs[0].public)}"
+
+    def passdb_lines(self, series: str) -> Iterator[tuple[Credential, str]]:
+        """Yield (credential, its line of a passwd-file for Dovecot *series*)."""
+        for credential in self.credentials:
+            wraps = [credential.wraps[pair.identity] for pair in self.pairs if pair.identity in credential.wraps]
+            if series == "2.3":
+                fields = [
+                    f"userdb_mail_crypt_global_private_key{number if number > 1 else ''}={one_line(pem)}"
+                    for number, pem in enumerate(wraps, 1)
+                ]
+            else:
+                names = [f"key{number}" for number in range(1, len(wraps) + 1)]
+                fields = [f"userdb_crypt_global_private_key={','.join(names)}", *(
+                    f"userdb_crypt_global_private_key/{name}/crypt_private_key_file=inline:{one_line(pem)}"
+                    for name, pem in zip(names, wraps, strict=True)
+                )]
+            if credential.networks:
+                fields.append(f"allow_nets={','.join(credential.networks)}")
+            yield credential, f"{self.account}:{credential.hash}::::::{' '.join(fields)}"
+
+
+def one_line(pem: str) -> str:
+    """Return a PEM as Dovecot takes it in one line."""
+    return base64.b64encode(pem.encode()).decode()
