@@ -10,6 +10,7 @@ judged is never served while the scanner gives no verdict.
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 import threading
 import time
@@ -177,7 +178,7 @@ class Server(Steps):
             with self.doveadm() as doveadm:
                 if Gate(settings, self.judged, doveadm, account, number).open():
                     self.quiet.note(account, number, found, begun)
-        except (Refused, Failed, OSError, KeyError, ValueError) as why:
+        except (Refused, Failed, OSError, KeyError, ValueError, subprocess.SubprocessError) as why:
             print(f"{account}: no session: {why}", file=sys.stderr, flush=True)
             return False
         return True
