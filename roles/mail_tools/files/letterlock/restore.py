@@ -145,8 +145,6 @@ class Restore:
         *after* is given the manifests, and {account: messages expunged while the backup was made}, when all is in place.
         """
         self.insist_on_accounts(wish.accounts)
-        if self.restic.version() < GOES_ON and self.scratches.is_dir():
-            shutil.rmtree(self.scratches)
         self.make_scratch()
         stage = self.inside(backup.STAGE)
         try:
@@ -194,13 +192,15 @@ class Restore:
             self.restic.unlock()
 
     def make_scratch(self) -> None:
-        """Make the scratch directory, which the mail user can read, and remove those of other snapshots."""
+        """Make the scratch directory, which the mail user can read, and remove what it can't go on with."""
         owner = self.settings.mail_root.stat()
+        usable = {self.scratch} if self.restic.version() >= GOES_ON else set()
+        # What is in it, and not the directory itself, on which an operator may have mounted a disk that has room.
+        for other in set(self.scratches.iterdir()) - usable if self.scratches.is_dir() else ():
+            shutil.rmtree(other)
         for directory in (self.scratches, self.scratch):
             directory.mkdir(mode=0o700, exist_ok=True)
             os.chown(directory, owner.st_uid, owner.st_gid)
-        for other in set(self.scratches.iterdir()) - {self.scratch}:
-            shutil.rmtree(other)
 
     @staticmethod
     def insist_on_accounts(accounts: Iterable[str]) -> None:
