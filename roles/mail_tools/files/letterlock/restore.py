@@ -195,7 +195,7 @@ class Restore:
         """Make the scratch directory, which the mail user can read, and remove what it can't go on with."""
         owner = self.settings.mail_root.stat()
         usable = {self.scratch} if self.restic.version() >= GOES_ON else set()
-        # What is in it, and not the directory itself, on which an operator may have mounted a disk that has room.
+        # What is in it, and not the directory itself: a mount there can't be removed.
         for other in set(self.scratches.iterdir()) - usable if self.scratches.is_dir() else ():
             shutil.rmtree(other)
         for directory in (self.scratches, self.scratch):
