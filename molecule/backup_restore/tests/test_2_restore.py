@@ -68,8 +68,9 @@ def test_what_came_in_since_the_loss_is_kept(host, mail, store):
     assert f"{USERS[0]}: would be put in its place as it was" in dry.stdout, dry
     assert len(store.seen(USERS[0])["INBOX"][1]) == 1
     # Killed in the middle, it goes on when it is run again: while restic fetches, and when a first home is about to be in its place.
+    # Which may take: a host that has lost its state does not know which of the repository's keys is its own, and tries them all.
     aside = f"{store.root}/.letterlock-aside/letterlock.test/ada"
-    for moment in ("sleep 0.5", "sleep 1.2", f"timeout 20 sh -c 'until test -d {aside}; do sleep 0.01; done'"):
+    for moment in ("sleep 0.5", "sleep 1.2", f"timeout 120 sh -c 'until test -d {aside}; do sleep 0.01; done'"):
         host.run(f"letterlock backup restore & {moment}; kill -KILL $!; pkill -KILL -x restic; :")
     assert host.file(aside).is_directory
     done = store.letterlock("backup restore")
