@@ -46,8 +46,6 @@ ASIDE = ".letterlock-aside"
 # The first restic that keeps the files which an interrupted restore brought. 0.14 writes all of them anew, and removes hard links
 # that are there already without making them again: https://github.com/restic/restic/blob/v0.14.0/internal/restorer/restorer.go
 GOES_ON = (0, 17)
-# Where each format has an account's mail, in its home.
-STORES = {"sdbox": "sdbox", "maildir": "Maildir"}
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ class Restore:
         self.scratches = settings.mail_root / backup.SCRATCH
         self.scratch = self.scratches / self.snapshot["id"][:8]
         self.aside = settings.mail_root / ASIDE
-        self.store = STORES[settings.raw["about"]["format"]]
+        self.store = stored.STORES[settings.raw["about"]["format"]]
         self.renames = settings.raw["about"]["format"] == "maildir"
         self.outcome = Outcome()
         # The identity of the repository that mail was fetched from.

@@ -150,6 +150,8 @@ class Signatures:
     def build(self) -> Version:
         """Put the set together on the disk and make it current; return it. The one that is current stays if it is the same."""
         files = self.good_files()
+        # The distributor's, where there are any: the operator's own must not hide that those grow old.
+        distributors = files.keys() & files_of(self.settings.sources[:1]).keys()
         identity = identity_of(files)
         before = version()
         directory = SETS / identity
@@ -169,8 +171,7 @@ class Signatures:
             (directory / OWN).chmod(0o644)
         made = Version(
             before.number if before.identity == identity else before.number + 1, identity, int(time.time()),
-            # The distributor's, where there are any: the operator's own must not hide that those grow old.
-            max((made_at(file) for name, file in files.items() if name in files_of(self.settings.sources[:1])), default=0), len(files),
+            max((made_at(files[name]) for name in distributors), default=0), len(files),
         )
         candidate = SETS / ".current"
         candidate.unlink(missing_ok=True)

@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     # A mailbox: home of its account, name, UIDs whose hashes are wanted.
     Mailbox = tuple[Path, str, set[int]]
 
-# Where each format has its messages, in an account's home.
-DBOX_MAILBOXES, DBOX_MESSAGES = "sdbox/mailboxes", "dbox-Mails"
-MAILDIR, MAILDIR_MESSAGES = "Maildir", ("new", "cur")
+# Where each format has an account's mail, in its home, and its messages in there.
+STORES = {"sdbox": "sdbox", "maildir": "Maildir"}
+DBOX_MAILBOXES, DBOX_MESSAGES = f"{STORES['sdbox']}/mailboxes", "dbox-Mails"
+MAILDIR, MAILDIR_MESSAGES = STORES["maildir"], ("new", "cur")
 # A dbox file says how long the header of its message is, which ends in the message's size; both are hexadecimal.
 DBOX_HEADER = re.compile(rb"2 M([0-9a-f]+) C[0-9a-f]+\n")
 DBOX_SIZE = 16
