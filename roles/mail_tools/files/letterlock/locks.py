@@ -32,7 +32,7 @@ def only_one(lock: Path, seconds: float = WAIT_SECONDS) -> Iterator[None]:
     deadline = time.monotonic() + seconds
     lock.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
     with lock.open("a", encoding="ascii") as handle:
-        os.set_inheritable(handle.fileno(), True)  # has no other name
+        os.set_inheritable(handle.fileno(), True)
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

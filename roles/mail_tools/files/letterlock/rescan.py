@@ -16,6 +16,7 @@ from letterlock.doveadm import ENVIRONMENT, Doveadm, Failed, any_of, in_mailbox,
 from letterlock.notice import notice
 from letterlock.quarantine import Item, NotSealed, Quarantine, fingerprint_of, hash_of
 from letterlock.released import Released
+from letterlock.restic import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -128,8 +129,7 @@ class Texts:
 
     def check(self) -> None:
         """Raise Failed when doveadm has said that it could not read something, or has ended so."""
-        self.errors.seek(0)
-        said = self.errors.read().decode(errors="replace").strip().splitlines()
+        said = text_of(self.errors).strip().splitlines()
         if said or self.process.poll():
             raise Failed(said[-1] if said else f"doveadm fetch: exit code {self.process.poll()}")
 
