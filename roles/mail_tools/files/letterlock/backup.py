@@ -25,7 +25,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from letterlock import capture, locks, manifest, parts, stored
+from letterlock import capture, locks, manifest, parts, remembered, stored
 from letterlock.accounts import place_of
 from letterlock.batches import chunks, read_lines
 from letterlock.changes import Changes, is_worth
@@ -102,16 +102,13 @@ class Outcome:
 
 def read_state() -> dict:
     """Return what earlier backups left: the repository's identity, and figures."""
-    with contextlib.suppress(FileNotFoundError):
-        return json.loads((HOME / "state.json").read_text())
-    return {}
+    return remembered.read(HOME / "state.json")
 
 
-def write_state(**news: object) -> dict:
-    """Add *news* to the state and return it."""
-    state = {**read_state(), **news}
-    write_durably(HOME / "state.json", json.dumps(state).encode())
-    return state
+def write_state(**news: object) -> None:
+    """Add *news* to the state."""
+    with remembered.changed(HOME / "state.json") as known:
+        known.update(news)
 
 
 class Backup:

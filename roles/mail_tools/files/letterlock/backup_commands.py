@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from letterlock import backup, drill, locks, metrics, policies, restore
+from letterlock import backup, drill, locks, metrics, policies, remembered, restore
 from letterlock.durations import show_duration
 from letterlock.ledger import Ledger
 from letterlock.restic import Restic
@@ -58,13 +58,12 @@ def alone(settings: backup.Settings, seconds: float = GIVES_WAY_SECONDS) -> Iter
 
 def write_metrics(settings: backup.Settings, **news: float) -> None:
     """Write the textfile, with *news*."""
-    figures = {**backup.read_state().get("figures", {}), **news}
-    # A backup server prunes for several hosts, and each has a textfile of its own there.
-    if settings.raw.get("elsewhere"):
-        figures = news
-    else:
-        backup.write_state(figures=figures)
-    metrics.write(settings.metrics_file, figures, metrics.BACKUP_METRICS, "backup")
+    with contextlib.ExitStack() as stack:
+        # A backup server prunes for several hosts, and each has a textfile of its own there.
+        known = {} if settings.raw.get("elsewhere") else stack.enter_context(remembered.changed(backup.HOME / "state.json"))
+        figures = known.setdefault("figures", {})
+        figures |= news
+        metrics.write(settings.metrics_file, figures, metrics.BACKUP_METRICS, "backup")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
-from letterlock import backup, backup_commands, erasure, fetched, holds, locks, metrics, policies, restic, scan_commands, settings
+from letterlock import (
+    backup,
+    backup_commands,
+    erasure,
+    fetched,
+    holds,
+    locks,
+    metrics,
+    policies,
+    remembered,
+    restic,
+    scan_commands,
+    settings,
+)
 from letterlock.accounts import place_of
 from letterlock.batches import read_lines
 from letterlock.doveadm import Doveadm, Failed
 from letterlock.durations import DAY, show_duration
-from letterlock.ledger import Broken, Ledger, write_durably
+from letterlock.ledger import Broken, Ledger
 from letterlock.plan import Planner
 from letterlock.quarantine import NotSealed
 from letterlock.retention import Refused, Run, read_state, write_state
@@ -57,14 +69,12 @@ def report(run: Run, seconds: float) -> int:
 
 def write_metrics(run: Run, last_run: dict) -> None:
     """Write the textfile: the figures of the last run, those of *last_run* anew, and the totals with this run's added."""
-    file = run.settings.state_directory / "figures.json"
-    with contextlib.suppress(FileNotFoundError):
-        last_run = {**json.loads(file.read_text()), **last_run}
-    totals = metrics.add_totals(last_run, run.tally.expunged, run.tally.octets)
-    figures = {name: {} for name in metrics.METRICS} | last_run | totals
-    figures = {name: values for name, values in figures.items() if values != {}}
-    write_durably(file, json.dumps(figures).encode())
-    metrics.write(run.settings.metrics_file, figures)
+    with remembered.changed(run.settings.state_directory / "figures.json") as figures:
+        figures.update(last_run)
+        figures.update(metrics.add_totals(figures, run.tally.expunged, run.tally.octets))
+        # In the order of the list, without those of which there are none.
+        shown = {name: figures[name] for name in metrics.METRICS if figures.get(name, {}) != {}}
+        metrics.write(run.settings.metrics_file, shown)
 
 
 def retention_run(arguments: argparse.Namespace) -> int:

@@ -15,11 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from letterlock import gate, lmtp_front, locks, metrics, scan_settings, spam
+from letterlock import gate, lmtp_front, locks, metrics, remembered, scan_settings, spam
 from letterlock.clamd import Unavailable
 from letterlock.doveadm import Doveadm
 from letterlock.durations import show_duration
-from letterlock.ledger import write_durably
 from letterlock.notice import headers_of
 from letterlock.putback import put_back
 from letterlock.quarantine import Item, Quarantine
@@ -39,16 +38,11 @@ FIRST_LISTENER = 3
 
 def write_metrics(wanted: scan_settings.ScanSettings, **news: float) -> None:
     """Write the textfile, with *news*."""
-    file = scan_settings.STATE / "figures.json"
-    figures: dict = {}
-    with contextlib.suppress(FileNotFoundError):
-        figures = json.loads(file.read_text())
-    figures |= news
-    figures["quarantined"] = len(list(scan_settings.QUARANTINE.glob("*.json")))
-    figures["signatures_timestamp_seconds"] = version().newest
-    file.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
-    write_durably(file, json.dumps(figures).encode())
-    metrics.write(wanted.metrics_file, figures, metrics.SCAN_METRICS, "scan")
+    with remembered.changed(scan_settings.STATE / "figures.json") as figures:
+        figures.update(news)
+        figures["quarantined"] = len(list(scan_settings.QUARANTINE.glob("*.json")))
+        figures["signatures_timestamp_seconds"] = version().newest
+        metrics.write(wanted.metrics_file, figures, metrics.SCAN_METRICS, "scan")
 
 
 # ---- scan
