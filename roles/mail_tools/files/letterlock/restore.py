@@ -443,7 +443,7 @@ class Restore:
         """Yield which messages Dovecot shows, from its indexes, whose files are not there."""
         for box in now["mailboxes"]:
             uids = {message[0] for message in box["messages"]}
-            for uid in sorted(stored.without_file(self.settings.mail_root / place_of(account), box["name"], uids)):
+            for uid in sorted(uids - stored.files_of(self.settings.mail_root / place_of(account), box["name"], uids).keys()):
                 yield f"{box['name']}, UID {uid}: its file is not there"
 
     def compare(self, manifests: list[dict], gone: Counter) -> None:
