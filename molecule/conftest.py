@@ -83,6 +83,14 @@ def scanner(host) -> Scanner:
     return Scanner(host, PROJECT / ".lab")
 
 
+@pytest.fixture
+def no_sweep(host):
+    """Keep the sweep from what the gate is to find."""
+    host.check_output("systemctl stop letterlock-sweep.path; systemctl mask --runtime --now letterlock-sweep.service")
+    yield
+    host.check_output("systemctl unmask --runtime letterlock-sweep.service; systemctl start letterlock-sweep.path")
+
+
 @dataclass
 class Run:
     """What a playbook run came to."""

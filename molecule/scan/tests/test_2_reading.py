@@ -57,14 +57,6 @@ LARGE = "large@example.test"
 FOLDERS = ["Sent", "Trash", "Entw&APw-rfe"]
 
 
-@pytest.fixture
-def no_sweep(host):
-    """Keep the sweep from what the gate is to find."""
-    host.check_output("systemctl stop letterlock-sweep.path; systemctl mask --runtime --now letterlock-sweep.service")
-    yield
-    host.check_output("systemctl unmask --runtime letterlock-sweep.service; systemctl start letterlock-sweep.path")
-
-
 def empty(mail, user: str) -> None:
     """Remove all mail of INBOX."""
     with clients.imap(*mail.login(user)) as client:
