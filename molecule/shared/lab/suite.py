@@ -37,7 +37,7 @@ SHELL_SCRIPTS = [
 # The quick ones first, so that a plain mistake is known early.
 SCENARIOS = [
     "refused", "default", "imap_only", "pop3_only", "flipped", "changes", "rollback", "durability", "retention", "retention_maildir",
-    "scan", "backup_restore", "backup_restore_maildir", "drill",
+    "scan", "sealed", "backup_restore", "backup_restore_maildir", "drill",
 ]
 LINTERS = {
     "yamllint": ["yamllint", "--strict", "."],

@@ -53,7 +53,7 @@ class ActionModule(ActionBase):
             time_cost=int(args["iterations"]), memory_cost=int(args["memory"]), parallelism=int(args["lanes"])
         )
         users = sorted(args["users"], key=lambda user: user["name"])
-        enabled = [user for user in users if user.get("state", "present") == "present"]
+        enabled = [user for user in users if user.get("state", "present") == "present" and user["name"] not in args["elsewhere"]]
         with ThreadPoolExecutor() as pool:
             hashes = list(pool.map(lambda user: hash_for(user, live.get(user["name"]), hasher), enabled))
         result.update(

@@ -25,7 +25,7 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from letterlock import capture, locks, manifest, parts, remembered, stored
+from letterlock import capture, keystore, locks, manifest, parts, remembered, stored
 from letterlock.accounts import place_of
 from letterlock.batches import chunks, read_lines
 from letterlock.changes import Changes, is_worth
@@ -370,6 +370,7 @@ class Backup:
             if (STATE / name).is_file():
                 with contextlib.closing(sqlite3.connect(STATE / name)) as live, contextlib.closing(sqlite3.connect(target / name)) as copy:
                     live.backup(copy)
+        keystore.copy_to(target / "keys")
         if QUARANTINE.is_dir():
             (target / QUARANTINE.name).mkdir(mode=0o700)
             for file in [*QUARANTINE.glob("*.json"), *QUARANTINE.glob("*.age")]:
@@ -383,9 +384,9 @@ class Backup:
         """Return what restic is asked: to back up all that belongs to it, and to say of each file that it did."""
         root = str(self.settings.mail_root)
         excluded = [
-            # Each pattern costs a tenth of a second for 100,000 files: one for both of capture.INDEXES.
-            f"{literal(root)}/**/dovecot*.index*", f"{literal(root)}/.letterlock-erased-*",
-            f"{literal(root)}/{SCRATCH}",
+            # Each pattern costs a tenth of a second for 100,000 files: one for both of capture.INDEXES, and one for what is being
+            # erased, restored (SCRATCH) or encrypted (sealing.ASIDE).
+            f"{literal(root)}/**/dovecot*.index*", f"{literal(root)}/.letterlock-[er]*",
         ]
         # Named for the same reason: to exclude what stays out would cost two patterns more.
         apart = {"backup", *(() if self.settings.raw["certificates"] else ("tls",))}

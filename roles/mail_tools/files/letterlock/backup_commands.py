@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from letterlock import backup, drill, locks, metrics, policies, remembered, restore
+from letterlock import backup, drill, keystore, locks, metrics, policies, remembered, restore, session_key
+from letterlock.asking import ask
 from letterlock.durations import show_duration
 from letterlock.ledger import Ledger
 from letterlock.restic import Restic
@@ -172,9 +173,16 @@ def show(_arguments: argparse.Namespace) -> int:
 def bring_back(arguments: argparse.Namespace) -> int:
     """Bring mail back from a snapshot."""
     settings = backup.read_settings()
+    keys = {}
+    if arguments.password:
+        if len(arguments.account) != 1:
+            raise backup.Refused("--password is that of one account; name it alone")
+        ring = keystore.read(arguments.account[0])
+        keys[ring.account] = session_key.settings_for(ring, ask("password"), settings.raw["about"]["dovecot"])
     # Retention must not run in between, nor a backup of a host that is half restored.
     with alone(settings, ENDS_SECONDS), locks.only_one(locks.RETENTION):
         work = restore.Restore(settings, arguments.snapshot, arguments.host, say)
+        work.keys = keys
         into = f"Restored/{work.snapshot['time'][:10]}" if arguments.beside else arguments.into
         wish = restore.Wish(tuple(arguments.account), tuple(arguments.mailbox), tuple(shlex.split(arguments.search)), into)
         outcome = work.execute(wish, dry_run=arguments.dry_run)
@@ -228,6 +236,7 @@ def add_to(area: argparse._SubParsersAction, command: Callable) -> None:
     where = bring.add_mutually_exclusive_group()
     where.add_argument("--into", default="", metavar="MAILBOX", help="put it below this mailbox")
     where.add_argument("--beside", action="store_true", help="put it below Restored/ and the day of the snapshot")
+    bring.add_argument("--password", action="store_true", help="ask for the account's password, where its mail is encrypted")
     bring.add_argument("--dry-run", action="store_true", help="say what would come back, and change nothing")
     test = command(area, "drill", exercise, "On a scratch host: restore a host's backup, read it back over IMAPS and POP3S, remove it.")
     test.add_argument("--host", required=True, help="the host whose backup it is")

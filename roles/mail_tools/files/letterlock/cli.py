@@ -20,6 +20,8 @@ from letterlock import (
     erasure,
     fetched,
     holds,
+    keyring,
+    keys_commands,
     locks,
     metrics,
     policies,
@@ -29,12 +31,12 @@ from letterlock import (
     settings,
 )
 from letterlock.accounts import place_of
+from letterlock.age import NotSealed
 from letterlock.batches import read_lines
 from letterlock.doveadm import Doveadm, Failed
 from letterlock.durations import DAY, show_duration
 from letterlock.ledger import Broken, Ledger
 from letterlock.plan import Planner
-from letterlock.quarantine import NotSealed
 from letterlock.retention import Refused, Run, read_state, write_state
 from letterlock.runs import one_run
 
@@ -296,6 +298,9 @@ def parser() -> argparse.ArgumentParser:
     scan_commands.add_scan_to(areas.add_parser("scan", help="malware").add_subparsers(required=True, metavar="COMMAND"), command)
     area = areas.add_parser("quarantine", help="mail that nobody may see").add_subparsers(required=True, metavar="COMMAND")
     scan_commands.add_quarantine_to(area, command)
+    keys_commands.add_to(areas.add_parser("keys", help="keys that only their user's password opens").add_subparsers(
+        required=True, metavar="COMMAND"), command)
+    keys_commands.add_audit_to(areas, command)
     backup_commands.add_to(areas.add_parser("backup", help="backups").add_subparsers(required=True, metavar="COMMAND"), command)
     command_erase = areas.add_parser("erase", help="the right to erasure", description="Erase an account that exists no longer.")
     command_erase.set_defaults(action=erase)
@@ -324,7 +329,7 @@ def main() -> int:
     except locks.Busy as busy:
         print(f"letterlock: {busy}", file=sys.stderr)
         return EX_TEMPFAIL
-    except (Refused, backup.Refused, settings.Unusable) as refused:
+    except (Refused, backup.Refused, settings.Unusable, keyring.WrongSecret) as refused:
         print(f"letterlock: {refused}", file=sys.stderr)
         return 2
     except (Broken, Failed, NotSealed, restic.Fault, OSError) as fault:

@@ -126,7 +126,8 @@ class Doveadm:
 
     def users(self) -> list[str]:
         """Return all accounts."""
-        return sorted(self.one("user", userMask=["*"])["userList"])
+        # Dovecot names an account once for each userdb that knows it.
+        return sorted(set(self.one("user", userMask=["*"])["userList"]))
 
 
 def rows_of(stream: TextIO) -> Iterator[dict]:

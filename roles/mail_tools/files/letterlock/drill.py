@@ -25,7 +25,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
-from letterlock import backup, manifest
+from letterlock import backup, keystore, manifest, stored
+from letterlock.accounts import place_of
 from letterlock.batches import bounded_map, chunks
 from letterlock.restore import SHOWN, Restore, Wish
 from letterlock.stored import encoded
@@ -64,6 +65,8 @@ class Report:
     pop3_messages: int = 0
     pop3_hashes: int = 0
     without_hash: int = 0
+    # Messages that their user alone can read, compared by their files.
+    encrypted: int = 0
     # Not there, and written down with the backup as expunged while it was made.
     gone: int = 0
     differences: list[str] = field(default_factory=list)
@@ -137,7 +140,7 @@ class Drill:
         for home in self.settings.mail_root.iterdir():
             if home.is_dir():
                 shutil.rmtree(home)
-        for name in ("ledger", "marks.sqlite", "last_run.json", "figures.json"):
+        for name in ("ledger", "marks.sqlite", "last_run.json", "figures.json", keystore.ROOT.name):
             path = backup.STATE / name
             if path.is_dir():
                 shutil.rmtree(path)
@@ -158,8 +161,8 @@ class Drill:
         """Read one account back."""
         found: list[str] = []
         counts: Counter = Counter()
-        for protocol, read in (("imap", self.by_imap), ("pop3", self.by_pop3)):
-            if protocol in self.settings.raw["protocols"]:
+        for protocol, read in (("files", self.by_files), ("imap", self.by_imap), ("pop3", self.by_pop3)):
+            if protocol in ["files", *self.settings.raw["protocols"]]:
                 try:
                     found += [f"{protocol.upper()}: {each}" for each in read(wanted, counts)]
                 except (OSError, imaplib.IMAP4.error, poplib.error_proto) as error:
@@ -181,10 +184,23 @@ class Drill:
 
     def sample(self, messages: list[list]) -> list[list]:
         """Return the messages whose text is read."""
-        wanted = [message for message in messages if message[manifest.HASH]]
+        wanted = [message for message in messages if message[manifest.HASH] and not is_encrypted(message)]
         if self.report.percent >= 100 or not wanted:
             return wanted
         return self.random.sample(wanted, max(1, len(wanted) * self.report.percent // 100))
+
+    # ---- encrypted mail
+
+    def by_files(self, wanted: dict, counts: Counter) -> Iterator[str]:
+        """Yield how messages differ that their user alone can read: their files have to be, octet by octet, what they were."""
+        home = self.settings.mail_root / place_of(wanted["account"])
+        for box in wanted["mailboxes"]:
+            theirs = {message[0]: message[manifest.HASH] for message in box["messages"] if is_encrypted(message)}
+            found = stored.hashes(home, box["name"], set(theirs)) if theirs else {}
+            counts["encrypted"] += len(theirs)
+            for uid, was in theirs.items():
+                if found.get(uid, was) != was:
+                    yield f"{box['name']}, UID {uid}: its file is another"
 
     # ---- IMAP
 
@@ -254,6 +270,11 @@ class Drill:
                     yield f"UIDL {uidl}: its text is another"
         finally:
             client.close()
+
+
+def is_encrypted(message: list) -> bool:
+    """Tell whether a *message* of a manifest is one that its user alone can read."""
+    return message[manifest.HASH].startswith(stored.SEALED_HASH)
 
 
 def message_differences(message: list, seen: tuple[int, list[str], int] | None) -> Iterator[str]:

@@ -6,7 +6,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from letterlock import fetched
+from letterlock import fetched, keystore
 from letterlock.quarantine import Quarantine
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def erase(run: Run, account: str, home: Path) -> str:
         doomed = run.settings.mail_root / f".letterlock-erased-{run.identity}"
         home.rename(doomed)
         shutil.rmtree(doomed)
+    keystore.remove(account)
     records = fetched.forget(run.settings.spool, account)
     line = run.ledger.sequence
     quarantine = Quarantine([])

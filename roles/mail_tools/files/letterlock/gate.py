@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from letterlock import people, post_login, scan_settings, traces
+from letterlock import people, post_login, scan_settings, session_key, traces
 from letterlock.accounts import place_of
 from letterlock.clamd import Unavailable
 from letterlock.daemon import Steps
@@ -47,9 +47,10 @@ class Refused(Exception):
 class Gate:
     """The question of one session."""
 
-    def __init__(self, settings: ScanSettings, judged: Judged, doveadm: Doveadm, account: str, number: int) -> None:
+    def __init__(self, settings: ScanSettings, judged: Judged, doveadm: Doveadm, login: post_login.Login, number: int) -> None:
         """Take whose session it is, what is remembered, and the *number* of the signatures in force."""
-        self.settings, self.judged, self.doveadm, self.account, self.number = settings, judged, doveadm, account, number
+        self.settings, self.judged, self.doveadm, self.number = settings, judged, doveadm, number
+        self.account, self.key = login.account, session_key.settings_of(login.values)
 
     def open(self) -> bool:
         """Judge what has to be; return whether nothing is left. Raises Refused or Failed."""
@@ -117,7 +118,7 @@ class Gate:
         if messages and not self.number:
             raise Unavailable("there are no signatures")
         begun, wanted = time.monotonic(), self.settings.gate
-        judge = Judge(self.settings, "gate")
+        judge = Judge(self.settings, "gate", key=self.key)
         # What was let in unjudged is owed, whatever it takes. Of what was judged once the session need not wait for all.
         left = sorted(messages, key=lambda each: each.guid not in never)
         count = FIRST_PART
@@ -166,17 +167,17 @@ class Server(Steps):
             self.settings, self.settings_read_as = scan_settings.read(), read_as
         return self.settings
 
-    def may_begin(self, settings: ScanSettings, account: str) -> bool:
-        """Tell whether a session of *account* may begin, when what has to be judged was."""
+    def may_begin(self, settings: ScanSettings, login: post_login.Login) -> bool:
+        """Tell whether a session may begin after *login*, when what has to be judged was."""
         if not settings.gate.enabled:
             return True
-        number, begun = version().number, time.time()
+        number, begun, account = version().number, time.time(), login.account
         try:
             found = traces.of(settings.mail_root / place_of(account), settings.mail_root.stat().st_uid)
             if self.quiet.is_still(account, number, found):
                 return True
             with self.doveadm() as doveadm:
-                if Gate(settings, self.judged, doveadm, account, number).open():
+                if Gate(settings, self.judged, doveadm, login, number).open():
                     self.quiet.note(account, number, found, begun)
         except (Refused, Failed, OSError, KeyError, ValueError, subprocess.SubprocessError) as why:
             print(f"{account}: no session: {why}", file=sys.stderr, flush=True)
@@ -190,7 +191,7 @@ class Server(Steps):
                 connection.settimeout(LONGEST_SECONDS)
                 with post_login.login(connection, protocol) as login:
                     settings = self.refresh()
-                    if not self.may_begin(settings, login.account):
+                    if not self.may_begin(settings, login):
                         login.refuse()
                     elif protocol in settings.gate.others:
                         login.pass_on(connection, settings.gate.others[protocol])

@@ -12,6 +12,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import secrets
 import subprocess
 import time
@@ -21,13 +22,14 @@ from typing import TYPE_CHECKING, Self
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from letterlock.age import sealed_text
+from letterlock.doveadm import ENVIRONMENT
 from letterlock.ledger import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 # 16 MiB: the most that OpenSSL opens by itself.
 SCRYPT_N = 1 << 14
 WRAP_SECONDS = 60
@@ -35,6 +37,11 @@ WRAP_SECONDS = 60
 RECOVERY_OCTETS, RECOVERY_GROUP = 20, 4
 # The credential that is the account's own password.
 OWN = "password"
+# The states of an account: its mail is encrypted, or not yet or no longer, or on its way.
+SEALED, CLEAR, MOVING = "sealed", "clear", "moving"
+PEM = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----", re.DOTALL)
+# {identity of a pair: its private key}
+Keys = dict[str, ec.EllipticCurvePrivateKey]
 
 
 class WrongSecret(Exception):
@@ -67,9 +74,6 @@ def recovery_secret(recovery_key: str) -> str:
 
 def wrap(private: ec.EllipticCurvePrivateKey, secret: str) -> str:
     """Return *private* as a PEM that *secret* opens; raise OSError."""
-    plain = private.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption(),
-    )
     reader, writer = os.pipe()
     try:
         # The secret in a pipe, which holds it whole; the key by standard input. Neither is in an argument or on a disk.
@@ -77,7 +81,7 @@ def wrap(private: ec.EllipticCurvePrivateKey, secret: str) -> str:
         os.close(writer)
         done = subprocess.run(
             ["openssl", "pkcs8", "-topk8", "-scrypt", "-scrypt_N", str(SCRYPT_N), "-passout", f"fd:{reader}"],
-            input=plain, capture_output=True, pass_fds=[reader], timeout=WRAP_SECONDS, check=False, env=ENVIRONMENT,
+            input=pem_of(private), capture_output=True, pass_fds=[reader], timeout=WRAP_SECONDS, check=False, env=ENVIRONMENT,
         )
     finally:
         os.close(reader)
@@ -95,6 +99,11 @@ def unwrap(pem: str, secret: str) -> ec.EllipticCurvePrivateKey:
         raise WrongSecret("it opens no key, or the copy is damaged") from error
 
 
+def pem_of(private: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return the private key as a PEM that is not encrypted."""
+    return private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+
+
 def public_of(private: ec.EllipticCurvePrivateKey) -> str:
     """Return the public half as a PEM."""
     return private.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
@@ -106,8 +115,9 @@ class Pair:
 
     public: str
     made: int
-    # The private key as the recovery key opens it.
+    # The private key as the recovery key opens it, where there is one.
     recovery: str = ""
+    curve: str = "P-256"
 
     @property
     def identity(self) -> str:
@@ -136,6 +146,13 @@ class Keyring:
     account: str
     pairs: list[Pair]
     credentials: list[Credential]
+    # All private keys, sealed to the operator's recipients, and these.
+    escrow: str = ""
+    recipients: list[str] = field(default_factory=list)
+    # The hash of the password that it was made with, by which a deployment knows that the inventory still has that one.
+    begun: str = ""
+    # How new mail is written, or that nobody and nothing comes in meanwhile.
+    state: str = "sealed"
 
     # ---- on the disk
 
@@ -143,32 +160,38 @@ class Keyring:
     def read(cls, file: Path) -> Self:
         """Return the one in *file*; raise OSError or ValueError."""
         raw = json.loads(file.read_text())
-        return cls(raw["account"], [Pair(**pair) for pair in raw["pairs"]], [Credential(**each) for each in raw["credentials"]])
+        return cls(**{
+            **raw, "pairs": [Pair(**pair) for pair in raw["pairs"]], "credentials": [Credential(**each) for each in raw["credentials"]],
+        })
 
     def write(self, file: Path) -> None:
         """Write it to *file* in one step: a crash leaves this one or the one before."""
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_durably(file, json.dumps(asdict(self), indent=1).encode(), 0o600)
 
     # ---- keys
 
     @classmethod
-    def make(cls, account: str, password: str, password_hash: str) -> tuple[Self, str]:
-        """Return a new one that *password* opens, and the recovery key, which nobody keeps."""
-        ring, recovery_key = cls(account, [], []), new_recovery_key()
-        private = ring.add_pair(recovery_key)
-        secret, pair = secret_of(account, password), ring.pairs[0]
-        ring.credentials.append(Credential(OWN, password_hash, pair.made, {pair.identity: wrap(private, secret)}))
-        return ring, recovery_key
+    def make(cls, account: str, password: str, password_hash: str, recipients: list[str]) -> Self:
+        """Return a new one that *password* opens, and in escrow who has a key of the *recipients*, age's; raise NotSealed."""
+        ring = cls(account, [], [], recipients=recipients, begun=password_hash)
+        keys = ring.with_new_pair({})
+        ring.put(Credential(OWN, password_hash, ring.pairs[0].made, {}), keys, password)
+        return ring
 
-    def add_pair(self, recovery_key: str) -> ec.EllipticCurvePrivateKey:
-        """Put a new pair before all others; return its private key."""
+    def with_new_pair(self, keys: Keys) -> Keys:
+        """Put a new pair before all others; return the private *keys* with its own. Raises NotSealed."""
         # The one curve of Dovecot's that works in 2.3 and 2.4 and that all else knows, too.
         private = ec.generate_private_key(ec.SECP256R1())
-        self.pairs.insert(0, Pair(public_of(private), int(time.time()), wrap(private, recovery_secret(recovery_key))))
-        return private
+        self.pairs.insert(0, Pair(public_of(private), int(time.time())))
+        keys = {self.pairs[0].identity: private, **keys}
+        self.seal(keys)
+        return keys
 
-    def opened(self, password: str) -> tuple[Credential, dict[str, ec.EllipticCurvePrivateKey]]:
+    def seal(self, keys: Keys) -> None:
+        """Put all *keys* in escrow, where the operator has one."""
+        self.escrow = sealed_text(self.recipients, b"".join(map(pem_of, keys.values()))) if self.recipients else ""
+
+    def opened(self, password: str) -> tuple[Credential, Keys]:
         """Return the credential that *password* is, and the private keys that it opens; raise WrongSecret."""
         secret = secret_of(self.account, password)
         for credential in self.credentials:
@@ -176,21 +199,44 @@ class Keyring:
                 keys = {identity: unwrap(pem, secret) for identity, pem in credential.wraps.items()}
             except WrongSecret:
                 continue
-            if not all(public_of(keys[pair.identity]) == pair.public for pair in self.pairs if pair.identity in keys):
+            if set(map(public_of, keys.values())) != {pair.public for pair in self.pairs}:
                 raise WrongSecret(f"{self.account}: the copies of {credential.name} are not of this account's keys")
             return credential, keys
         raise WrongSecret(f"{self.account}: the password opens no key")
 
-    def recovered(self, recovery_key: str) -> dict[str, ec.EllipticCurvePrivateKey]:
+    def recovered(self, recovery_key: str) -> Keys:
         """Return the private keys, all of which the recovery key opens; raise WrongSecret."""
+        if not self.pairs[0].recovery:
+            raise WrongSecret(f"{self.account}: has no recovery key")
         try:
             return {pair.identity: unwrap(pair.recovery, recovery_secret(recovery_key)) for pair in self.pairs}
         except WrongSecret:
             raise WrongSecret(f"{self.account}: the recovery key does not open its keys") from None
 
+    def from_escrow(self, text: str) -> Keys:
+        """Return the private keys in *text*, which is what the escrow's holder opened; raise WrongSecret."""
+        found = {}
+        for pem in PEM.findall(text):
+            try:
+                private = serialization.load_pem_private_key(pem.encode(), None)
+                found[Pair(public_of(private), 0).identity] = private
+            except (ValueError, TypeError) as error:
+                raise WrongSecret(f"{self.account}: what came from the escrow is no private key: {error}") from error
+        missing = {pair.identity for pair in self.pairs} - found.keys()
+        if missing:
+            raise WrongSecret(f"{self.account}: what came from the escrow lacks the keys {', '.join(sorted(missing))}")
+        return {pair.identity: found[pair.identity] for pair in self.pairs}
+
+    def new_recovery_key(self, keys: Keys) -> str:
+        """Return a new recovery key for *keys*, which nobody keeps; the one before opens nothing any more."""
+        recovery_key = new_recovery_key()
+        for pair in self.pairs:
+            pair.recovery = wrap(keys[pair.identity], recovery_secret(recovery_key))
+        return recovery_key
+
     # ---- passwords
 
-    def put(self, credential: Credential, keys: dict[str, ec.EllipticCurvePrivateKey], password: str) -> None:
+    def put(self, credential: Credential, keys: Keys, password: str) -> None:
         """Add *credential*, or put it in the place of the one of its name, with copies of *keys* that *password* opens."""
         secret = secret_of(self.account, password)
         credential.wraps = {identity: wrap(private, secret) for identity, private in keys.items()}
@@ -200,14 +246,9 @@ class Keyring:
         else:
             self.credentials.append(credential)
 
-    def change(self, old: str, new: str, new_hash: str) -> None:
-        """Let *new* be the account's own password; raise WrongSecret unless *old* opens the keys."""
-        _, keys = self.opened(old)
-        self.put(Credential(OWN, new_hash, int(time.time()), {}), keys, new)
-
-    def reset(self, recovery_key: str, new: str, new_hash: str) -> None:
-        """Let *new* be the account's own password, by the recovery key; raise WrongSecret."""
-        self.put(Credential(OWN, new_hash, int(time.time()), {}), self.recovered(recovery_key), new)
+    def set_password(self, keys: Keys, password: str, password_hash: str) -> None:
+        """Let *password* be the account's own, whose *keys* somebody has opened."""
+        self.put(Credential(OWN, password_hash, int(time.time()), {}), keys, password)
 
     def revoke(self, name: str) -> None:
         """Forget the app password *name*; raise KeyError."""
@@ -215,25 +256,36 @@ class Keyring:
             raise KeyError(name)
         self.credentials = [each for each in self.credentials if each.name != name]
 
-    def rotate(self, password: str) -> tuple[str, list[str]]:
-        """Make a new pair for the mail to come; return the new recovery key, and which other passwords ended. Raises WrongSecret.
+    def renamed(self, account: str, password: str) -> Self:
+        """Return the keyring of the same keys for the new name *account*, which the copies are bound to; raise WrongSecret."""
+        credential, keys = self.opened(password)
+        ring = type(self)(account, self.pairs, [], self.escrow, self.recipients, self.begun)
+        ring.put(credential, keys, password)
+        return ring
 
-        What those are is not known here, so that none of them could have a copy of the new key.
+    def rotate(self, password: str) -> tuple[str, list[str]]:
+        """Make a new pair for the mail to come; return a new recovery key, and which other passwords ended.
+
+        What those are is not known here, so that none of them could have a copy of the new key. Raises WrongSecret or NotSealed.
         """
         credential, keys = self.opened(password)
-        recovery_key = new_recovery_key()
-        for pair in self.pairs:
-            pair.recovery = wrap(keys[pair.identity], recovery_secret(recovery_key))
-        private = self.add_pair(recovery_key)
+        keys = self.with_new_pair(keys)
         ended = [each.name for each in self.credentials if each is not credential]
         self.credentials = [credential]
-        self.put(credential, {self.pairs[0].identity: private, **keys}, password)
-        return recovery_key, ended
+        self.put(credential, keys, password)
+        return self.new_recovery_key(keys), ended
 
     # ---- for Dovecot
 
     def userdb_fields(self, series: str) -> str:
-        """Return what the userdb says of the account on Dovecot *series*, 2.3 or 2.4: the public half alone."""
+        """Return what the userdb says of the account on Dovecot *series*, 2.3 or 2.4: the public half alone.
+
+        An account that is moving has none, so that no mail comes in.
+        """
+        if self.state == MOVING:
+            return ""
+        if self.state == CLEAR:
+            return {"2.3": "userdb_mail_crypt_save_version=0", "2.4": "userdb_crypt_write_algorithm="}[series]
         name = {"2.3": "mail_crypt_global_public_key=", "2.4": "crypt_global_public_key_file=inline:"}[series]
         return f"userdb_{name}{one_line(self.pairs[0].public)}"
 
@@ -252,6 +304,8 @@ class Keyring:
                     f"userdb_crypt_global_private_key/{name}/crypt_private_key_file=inline:{one_line(pem)}"
                     for name, pem in zip(names, wraps, strict=True)
                 )]
+            if self.state == MOVING:
+                fields.append("nologin")
             if credential.networks:
                 fields.append(f"allow_nets={','.join(credential.networks)}")
             yield credential, f"{self.account}:{credential.hash}::::::{' '.join(fields)}"

@@ -41,10 +41,11 @@ def digest(line: bytes) -> str:
     return hashlib.sha256(line).hexdigest()
 
 
-def write_durably(path: Path, content: bytes, mode: int = 0o600) -> None:
-    """Replace *path* by *content* in one step that survives a power cut."""
+def write_durably(path: Path, content: bytes, mode: int = 0o600, group: int = -1) -> None:
+    """Replace *path* by *content* in one step that survives a power cut; a *group* other than one's own is a number."""
     candidate = path.with_name(f".{path.name}.new")
     with os.fdopen(os.open(candidate, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as stream:
+        os.fchown(stream.fileno(), -1, group)
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())

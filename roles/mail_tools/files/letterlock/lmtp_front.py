@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from letterlock import people, scan_settings
+from letterlock.age import NotSealed
 from letterlock.clamd import CLEAN, MALWARE, Unavailable, Verdict, chunks
 from letterlock.daemon import Steps
 from letterlock.notice import notice
-from letterlock.quarantine import Item, NotSealed, Quarantine, fingerprint_of, hash_of
+from letterlock.quarantine import Item, Quarantine, fingerprint_of, hash_of
 from letterlock.released import Released
 from letterlock.settings import Unusable
 from letterlock.signatures import version

@@ -37,6 +37,11 @@ class Broken(Exception):
     """What came is no such request or answer."""
 
 
+def plain(field: bytes) -> str:
+    """Return what *field* says without its escapes."""
+    return ESCAPED.sub(lambda match: ESCAPES.get(match.group(1), ""), field.decode(errors="replace"))
+
+
 @dataclass(frozen=True)
 class Login:
     """One user's login, before the session has begun."""
@@ -58,7 +63,16 @@ class Login:
         >>> Login("imap", b"VERSION\tscript-login\t1\t0\n::1\t::1\tada@example.org\tuid=1\n", -1).account
         'ada@example.org'
         """
-        return ESCAPED.sub(lambda match: ESCAPES.get(match.group(1), ""), self.fields[0].decode(errors="replace"))
+        return plain(self.fields[0])
+
+    @property
+    def values(self) -> dict[str, str]:
+        r"""What the passdb and userdb say of the user; secrets among it.
+
+        >>> Login("imap", b"VERSION\tscript-login\t1\t0\n::1\t::1\tada@example.org\tuid=1\tx=a\001tb=\n", -1).values
+        {'uid': '1', 'x': 'a\tb='}
+        """
+        return {name: value for name, there, value in (plain(each).partition("=") for each in self.fields[1:]) if there}
 
     def begin(self, connection: socket.socket) -> None:
         """Let the session begin on the client's own connection."""

@@ -19,6 +19,8 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
+from letterlock.age import SEAL_SECONDS, NotSealed, seal
+from letterlock.doveadm import ENVIRONMENT
 from letterlock.ledger import sync_directory, write_durably
 from letterlock.scan_settings import QUARANTINE
 
@@ -27,18 +29,12 @@ if TYPE_CHECKING:
 
     from letterlock.retention import Run
 
-SEAL_SECONDS = 300
-ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"}
 LONGEST_LINE = 1 << 16
 # What delivery puts before a message, Dovecot's and this kit's.
 TRACE = re.compile(rb"(Return-Path|Delivered-To|Received|X-Letterlock-Scan|X-Letterlock-Spam):", re.IGNORECASE)
 IDENTITY = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{6}")
 # What was done to items and is not yet in the ledger, which a delivery can't wait for.
 UNRECORDED = "unrecorded"
-
-
-class NotSealed(Exception):
-    """An item could not be sealed or opened; the message says why."""
 
 
 def new_identity() -> str:
@@ -131,23 +127,17 @@ class Quarantine:
         self.prepare()
         sealed = self.root / f"{item.identity}.age"
         message.flush()
-        options = [word for recipient in self.recipients for word in ("--recipient", recipient)]
         try:
             # With an offset of its own: several recipients' items are made of one message.
             with sealed.open("xb") as stream, open(f"/proc/self/fd/{message.fileno()}", "rb") as whole:  # noqa: PTH123  # no path of its own
-                done = subprocess.run(
-                    ["age", "--encrypt", *options], stdin=whole, stdout=stream, stderr=subprocess.PIPE, timeout=SEAL_SECONDS, check=False,
-                    env=ENVIRONMENT,
-                )
-                if done.returncode:
-                    raise NotSealed(f"age: {done.stderr.decode(errors='replace').strip()}")
+                seal(self.recipients, whole, stream)
                 os.fsync(stream.fileno())
             self.note(item, "quarantined")
             write_durably(self.root / f"{item.identity}.json", json.dumps(asdict(item)).encode())
-        except (OSError, NotSealed, subprocess.TimeoutExpired) as fault:
+        except (OSError, NotSealed):
             for left in (sealed, self.root / UNRECORDED / f"{item.identity}-quarantined.json"):
                 left.unlink(missing_ok=True)
-            raise fault if isinstance(fault, (OSError, NotSealed)) else NotSealed(str(fault)) from fault
+            raise
         return item
 
     def note(self, item: Item, action: str, **more: object) -> None:

@@ -10,11 +10,12 @@ import tempfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
-from letterlock import lmtp_front
+from letterlock import lmtp_front, session_key
+from letterlock.age import NotSealed
 from letterlock.clamd import CHUNK, CLEAN, MALWARE, Verdict
 from letterlock.doveadm import ENVIRONMENT, Doveadm, Failed, any_of, in_mailbox, uid_set
 from letterlock.notice import notice
-from letterlock.quarantine import Item, NotSealed, Quarantine, fingerprint_of, hash_of
+from letterlock.quarantine import Item, Quarantine, fingerprint_of, hash_of
 from letterlock.released import Released
 from letterlock.restic import text_of
 
@@ -135,15 +136,16 @@ class Texts:
 
 
 @contextlib.contextmanager
-def reading(messages: list[Message]) -> Iterator[Texts]:
-    """Have doveadm read *messages*; a fault is told in its own words where it has any."""
+def reading(messages: list[Message], key: str) -> Iterator[Texts]:
+    """Have doveadm read *messages*, with a session's *key* where it has one; a fault is told in its own words where it has any."""
     accounts = list(dict.fromkeys(message.account for message in messages))
-    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as names:
+    with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as names, session_key.configured(key) as (options, inherited):
         names.write("".join(f"{account}\n" for account in accounts).encode())
         names.seek(0)
         with subprocess.Popen(
-            ["doveadm", "-f", "flow", "fetch", "-F", "/dev/stdin", "--", FIELDS, *query_for(messages)],
+            ["doveadm", *options, "-f", "flow", "fetch", "-F", "/dev/stdin", "--", FIELDS, *query_for(messages)],
             stdin=names, stdout=subprocess.PIPE, stderr=errors, env=ENVIRONMENT, bufsize=PIPE_OCTETS, pipesize=PIPE_OCTETS,
+            pass_fds=inherited,
         ) as process:
             texts = Texts(process, errors)
             try:
@@ -176,9 +178,9 @@ def file_for(octets: int) -> BinaryIO:
 class Judge:
     """Judges stored messages, and takes those away that are malware."""
 
-    def __init__(self, settings: ScanSettings, stage: str, *, before_each: Callable[[], None] = lambda: None) -> None:
-        """Take the settings, who judges (gate or sweep), and what is called before each message is."""
-        self.settings, self.stage, self.before_each = settings, stage, before_each
+    def __init__(self, settings: ScanSettings, stage: str, *, before_each: Callable[[], None] = lambda: None, key: str = "") -> None:
+        """Take the settings, who judges (gate or sweep), what is called before each message is, and the key of the session."""
+        self.settings, self.stage, self.before_each, self.key = settings, stage, before_each, key
         self.clamd = settings.clamd()
         self.quarantine = Quarantine(settings.recipients)
         self.doveadm = Doveadm()
@@ -211,7 +213,7 @@ class Judge:
         """Return (message, verdict) of *messages* as one doveadm reads them; raise Failed where it can't read all, and Unavailable."""
         by_key = {message.key: message for message in messages}
         found = []
-        with self.clamd.files() as files, reading(messages) as texts:
+        with self.clamd.files() as files, reading(messages, self.key) as texts:
             for key, text in texts:
                 message = by_key.get(key)
                 if message is not None:
@@ -260,10 +262,11 @@ class Judge:
     def read(self, message: Message, into: BinaryIO) -> bool:
         """Write the text of *message* to *into*, as it is stored; return whether it is still there. Raises Failed."""
         where = [*in_mailbox(message.mailbox, message.box), "uid", str(message.uid)]
-        done = subprocess.run(
-            ["doveadm", "-f", "flow", "fetch", "-u", message.account, "text", *where],
-            stdin=subprocess.DEVNULL, capture_output=True, env=ENVIRONMENT, timeout=READ_SECONDS, check=False,
-        )
+        with session_key.configured(self.key) as (options, inherited):
+            done = subprocess.run(
+                ["doveadm", *options, "-f", "flow", "fetch", "-u", message.account, "text", *where],
+                stdin=subprocess.DEVNULL, capture_output=True, env=ENVIRONMENT, timeout=READ_SECONDS, check=False, pass_fds=inherited,
+            )
         if done.returncode:
             raise Failed(done.stderr.decode(errors="replace").strip() or f"exit code {done.returncode}")
         into.write(done.stdout.removeprefix(b"text=").removesuffix(b"\n"))

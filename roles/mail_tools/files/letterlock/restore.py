@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from letterlock import backup, manifest, parts, stored
+from letterlock import backup, keystore, manifest, parts, session_key, stored
 from letterlock.accounts import place_of
 from letterlock.batches import chunks
 from letterlock.doveadm import ACCOUNTS_AT_ONCE, ENVIRONMENT, Doveadm, Failed, any_of, in_mailbox, uid_set
@@ -134,6 +134,8 @@ class Restore:
         self.store = stored.STORES[settings.raw["about"]["format"]]
         self.renames = settings.raw["about"]["format"] == "maildir"
         self.outcome = Outcome()
+        # {account: what opens its encrypted mail}, without which such mail comes back as a whole account only.
+        self.keys: dict[str, str] = {}
         # The identity of the repository that mail was fetched from.
         self.repository: str | None = None
 
@@ -153,6 +155,8 @@ class Restore:
         if not dry_run:
             self.lay_indexes(stage)
             self.place_state(stage)
+            for account in keystore.bring_back(stage / "state" / "keys", {each["account"] for each in wanted}):
+                self.say(f"brought back the keys of {account}")
         gone = self.gone(stage)
         for each in wanted:
             self.bring_back(each, wish, gone[each["account"]], dry_run=dry_run)
@@ -252,6 +256,9 @@ class Restore:
     def place_state(self, stage: Path) -> None:
         """Bring the ledger and what runs remember back where this host has none yet."""
         for source in sorted((stage / "state").glob("*")):
+            # Keyrings go account by account.
+            if source.name == keystore.ROOT.name:
+                continue
             target = backup.STATE / source.name
             if not target.exists():
                 (shutil.copytree if source.is_dir() else shutil.copy2)(source, target)
@@ -277,6 +284,8 @@ class Restore:
             self.outcome.restored.append(account)
         except Failed as failed:
             self.outcome.differences.append(f"{account}: {failed}")
+            if account in keystore.accounts() and account not in self.keys:
+                self.outcome.differences.append(f"{account}: its mail is encrypted; to add to it, name it alone, with --password")
 
     def has_lost(self, wanted: dict, home: Path) -> bool:
         """Tell whether an account has none of the mailboxes that held its mail any more, and so gets its home as it was."""
@@ -356,13 +365,13 @@ class Restore:
         kind, path = self.settings.raw["about"]["format"], home / self.store
         elsewhere = {"2.3": [f"mail_location={kind}:{path}"], "2.4": [f"mail_driver={kind}", f"mail_path={path}"]}
         options = [word for setting in elsewhere[self.settings.raw["about"]["dovecot"]] for word in ("-o", setting)]
-        done = doveadm_run(*options, "-f", "flow", "fetch", "-u", account, "guid", "all")
+        done = doveadm_run(*options, "-f", "flow", "fetch", "-u", account, "guid", "all", key=self.keys.get(account, ""))
         return [line.partition("=")[2] for line in done.splitlines()]
 
     def add_from(self, account: str, home: Path, into: str, query: list[str]) -> None:
         """Add what *query* finds in the mail at *home* to *account*, with GUIDs, flags and received dates; raise Failed."""
         location = f"{self.settings.raw['about']['format']}:{home / self.store}"
-        doveadm_run("import", "-s", "-u", account, location, into, *query)
+        doveadm_run("import", "-s", "-u", account, location, into, *query, key=self.keys.get(account, ""))
 
     def count_added(self, account: str, lacking: dict[str, dict[str, list]], gone: int, *, partly: bool) -> None:
         """Count what was added, {mailbox: {GUID: message}}, and tell what is not as it was; keep the saved dates, which Dovecot can't."""
@@ -474,13 +483,15 @@ class Restore:
             raise Fault("nothing was compared")
 
 
-def doveadm_run(*arguments: str) -> str:
-    """Return what one doveadm command prints; raise Failed."""
-    done = subprocess.run(
-        ["doveadm", *arguments], env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False,
-        # With the locks: who was killed must not begin again while his import still adds.
-        close_fds=False,
-    )
+def doveadm_run(*arguments: str, key: str = "") -> str:
+    """Return what one doveadm command prints, which reads with an account's *key* where there is one; raise Failed."""
+    with session_key.configured(key) as (options, _):
+        done = subprocess.run(
+            ["doveadm", *options, *arguments], env=ENVIRONMENT, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            errors="replace", check=False,
+            # With the locks: who was killed must not begin again while his import still adds.
+            close_fds=False,
+        )
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["no message"]
         raise Failed(f"doveadm {' '.join(arguments)[:100]}: exit code {done.returncode}: {said[-1]}", done.returncode)

@@ -82,8 +82,9 @@ def run_sweep(_arguments: argparse.Namespace) -> int:
         f"sweep by signatures {sweep.number}: {tally.mailboxes} mailboxes, {tally.unchanged} without news, {tally.judged} messages judged, "
         f"{tally.taken} taken, {tally.failures} failures, {seconds:.1f} s"
     )
-    if tally.sealed:
-        print(f"passed over {tally.sealed} messages that are encrypted with their users' keys: the gate judges them, in a session")
+    for count, what in ((tally.passed_over, "accounts whose mail is"), (tally.sealed, "messages that are")):
+        if count:
+            print(f"passed over {count} {what} encrypted with their users' keys: the gate judges that, in a session")
     write_metrics(
         wanted, sweep_judged=tally.judged, sweep_taken=tally.taken, sweep_failures=tally.failures + bool(why),
         sweep_seconds=round(seconds, 3), **({} if why or tally.failures else {"last_sweep_timestamp_seconds": int(time.time())}),

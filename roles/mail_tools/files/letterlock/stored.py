@@ -1,7 +1,7 @@
 """Hashes of messages as a client reads them, taken from the files that hold them: through doveadm each would pass a pipe as JSON.
 
 sdbox wraps a message in a header and a list of metadata; both formats may compress it; both keep lines as they came,
-where IMAP and POP3 give CRLF. What can't be read so, such as mail that is sealed with its user's key, has no hash.
+where IMAP and POP3 give CRLF. What can't be read so has no hash, but for mail that is encrypted with its user's key.
 https://doc.dovecot.org/latest/core/config/mailbox_formats/dbox.html
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -27,7 +28,7 @@ except ModuleNotFoundError:
     zstandard = None
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     # A mailbox: home of its account, name, UIDs whose hashes are wanted.
     Mailbox = tuple[Path, str, set[int]]
@@ -44,8 +45,10 @@ PROCESS = [sys.executable, "-I", "-c", "import sys; sys.path.insert(0, sys.argv[
 # For fewer messages the start of a process takes longer than they do.
 WORTH_PROCESSES = 2000
 ZSTD = b"\x28\xb5\x2f\xfd"
-# Other compression, and Dovecot's own encryption.
-FOREIGN = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"CRYPTED\x03\x07")
+# Other compression.
+FOREIGN = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+# Dovecot's own encryption. What only its user can read has the hash of how it lies on the disk, with this before it.
+SEALED, SEALED_HASH = b"CRYPTED\x03\x07", "encrypted:"
 
 
 def octets_of_dbox(data: bytes) -> bytes | None:
@@ -72,6 +75,8 @@ def hash_of(stored: bytes | None) -> str:
     """
     if stored is None or stored.startswith(FOREIGN) or (stored.startswith(ZSTD) and zstandard is None):
         return ""
+    if stored.startswith(SEALED):
+        return SEALED_HASH + hashlib.sha256(stored).hexdigest()
     if stored.startswith(ZSTD):
         try:
             stored = decompressor().decompressobj().decompress(stored)
@@ -129,6 +134,13 @@ def files_of(home: Path, mailbox: str, uids: set[int]) -> dict[int, str]:
         if path and uid.isdigit() and int(uid) in uids:
             found[int(uid)] = path
     return found
+
+
+def all_files(store: Path) -> Iterator[str]:
+    """Yield the paths of all messages in a *store*, whichever format it has."""
+    for folder, _, names in os.walk(store):
+        kind = os.path.basename(folder)  # noqa: PTH119  # millions of files
+        yield from (f"{folder}/{name}" for name in names if kind in MAILDIR_MESSAGES or (kind == DBOX_MESSAGES and name.startswith("u.")))
 
 
 def hashes(home: Path, mailbox: str, uids: set[int]) -> dict[int, str]:

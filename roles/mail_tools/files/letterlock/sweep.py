@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from letterlock import people
+from letterlock import keystore, people
 from letterlock.batches import chunks
 from letterlock.doveadm import ACCOUNTS_AT_ONCE, Doveadm, Failed, any_of, in_mailbox, over, statuses, uid_set
 from letterlock.gate import STATUS
@@ -40,6 +40,8 @@ class Tally:
     taken: int = 0
     failures: int = 0
     sealed: int = 0
+    # Accounts that have keys of their own.
+    passed_over: int = 0
 
 
 class Sweep:
@@ -59,10 +61,12 @@ class Sweep:
 
     def run(self) -> Tally:
         """Judge all that these signatures have not; raise Unavailable. What was judged by then is remembered."""
-        accounts = self.doveadm.users()
+        users, theirs = self.doveadm.users(), set(keystore.accounts())
+        accounts = [account for account in users if account not in theirs]
+        self.tally.passed_over = len(users) - len(accounts)
         known = self.judged.boxes()
         news: dict[str, list[tuple[str, Box]]] = {}
-        present = set()
+        present = {key for key in known if key[0] in theirs}
         for some in chunks(accounts, ACCOUNTS_AT_ONCE):
             for account, boxes in statuses(self.doveadm, some, tuple(STATUS)).items():
                 if isinstance(boxes, Failed):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import asdict
 
 import pytest
 from letterlock import keyring
@@ -18,9 +19,9 @@ PASSWORDS = ["geheim", "", "x" * 1000, "pä:ss wörd\t=", "{PLAIN}$1$"]
 @pytest.fixture(scope="module")
 def made() -> tuple[str, str]:
     """Return the text of a keyring that `geheim` opens, and its recovery key; to make one takes a while."""
-    ring, recovery_key = Keyring.make(ADA, "geheim", "{ARGON2ID}x")
-    return json.dumps({"account": ADA, "pairs": [vars(pair) for pair in ring.pairs],
-                       "credentials": [vars(each) for each in ring.credentials]}), recovery_key
+    ring = Keyring.make(ADA, "geheim", "{ARGON2ID}x", [])
+    recovery_key = ring.new_recovery_key(ring.opened("geheim")[1])
+    return json.dumps(asdict(ring)), recovery_key
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_the_password_opens_it_and_no_other(ring):
 @pytest.mark.parametrize("password", PASSWORDS)
 def test_any_password_can_be_the_new_one(ring, password):
     """And the old one opens nothing any more."""
-    ring.change("geheim", password, "{ARGON2ID}y")
+    ring.set_password(ring.opened("geheim")[1], password, "{ARGON2ID}y")
     assert ring.opened(password)[0].hash == "{ARGON2ID}y"
     assert len(ring.credentials) == 1
     if password != PASSWORDS[0]:
@@ -52,20 +53,18 @@ def test_any_password_can_be_the_new_one(ring, password):
             ring.opened("geheim")
 
 
-def test_a_change_needs_the_old_password(ring, tmp_path):
-    """Without it nothing changes."""
-    with pytest.raises(WrongSecret):
-        ring.change("guess", "new", "{ARGON2ID}y")
-    ring.write(tmp_path / "keys" / "ada.json")
-    assert Keyring.read(tmp_path / "keys" / "ada.json").opened("geheim")
-    assert (tmp_path / "keys" / "ada.json").stat().st_mode & 0o777 == 0o600
+def test_it_is_kept_for_root_alone(ring, tmp_path):
+    """And is the same when it is read again."""
+    ring.write(tmp_path / "again.json")
+    assert Keyring.read(tmp_path / "again.json") == ring
+    assert (tmp_path / "again.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_forgotten_password_is_reset_by_the_recovery_key(ring, made):
     """However that is typed; a wrong one resets nothing."""
     with pytest.raises(WrongSecret):
-        ring.reset(keyring.new_recovery_key(), "new", "{ARGON2ID}y")
-    ring.reset(made[1].lower().replace("-", " "), "new", "{ARGON2ID}y")
+        ring.recovered(keyring.new_recovery_key())
+    ring.set_password(ring.recovered(made[1].lower().replace("-", " ")), "new", "{ARGON2ID}y")
     assert ring.opened("new")
     assert len(made[1].replace("-", "")) == 32
 
@@ -109,7 +108,7 @@ def test_rotation_keeps_what_opens_old_mail(ring, made):
 
 def test_a_copy_of_another_key_is_refused(ring):
     """The password opens it, but mail is encrypted for another one."""
-    other, _ = Keyring.make(ADA, "geheim", "x")
+    other = Keyring.make(ADA, "geheim", "x", [])
     ring.credentials[0].wraps = {ring.pairs[0].identity: next(iter(other.credentials[0].wraps.values()))}
     with pytest.raises(WrongSecret, match="not of this account's keys"):
         ring.opened("geheim")
@@ -134,3 +133,26 @@ def test_nothing_tells_a_key_or_a_password(ring, made):
         assert "BEGIN ENCRYPTED PRIVATE KEY" in pem
         assert scrypt in base64.b64decode("".join(pem.splitlines()[1:-1]))
     assert hashlib.sha256(ring.pairs[0].public.encode()).hexdigest().startswith(ring.pairs[0].identity)
+
+
+def test_the_escrow_holds_all_keys(monkeypatch):
+    """What its holder opens sets a new password; what is not all of it, or another's, does not."""
+    # age itself is asked on the hosts.
+    monkeypatch.setattr(keyring, "sealed_text", lambda recipients, secret: f"{recipients} {secret.decode()}")
+    ring = Keyring.make(ADA, "geheim", "x", ["age1x"])
+    first = ring.escrow
+    ring.rotate("geheim")
+    assert ring.escrow.count("BEGIN PRIVATE KEY") == 2
+    ring.set_password(ring.from_escrow(ring.escrow), "new", "y")
+    assert len(ring.opened("new")[1]) == 2
+    for wrong in ("", "x", first, first.replace("M", "N", 3)):
+        with pytest.raises(WrongSecret):
+            ring.from_escrow(wrong)
+
+
+def test_without_escrow_or_recovery_key_nothing_opens():
+    """Nor does an empty recovery key."""
+    ring = Keyring.make(ADA, "geheim", "x", [])
+    assert ring.escrow == ""
+    with pytest.raises(WrongSecret, match="no recovery key"):
+        ring.recovered("")

@@ -6,7 +6,7 @@ import io
 import os
 
 import pytest
-from letterlock import judged, lmtp_front, notice, quarantine, signatures
+from letterlock import age, judged, lmtp_front, notice, quarantine, signatures
 from letterlock.clamd import MALWARE, UNREADABLE, Unavailable, judge
 
 
@@ -106,9 +106,9 @@ def test_a_fingerprint_is_that_of_the_message_alone():
 
 def test_an_item_that_can_not_be_sealed_leaves_nothing(tmp_path, monkeypatch):
     """Neither file nor record: what it was to hold is not answered for."""
-    monkeypatch.setattr(quarantine, "ENVIRONMENT", {"PATH": str(tmp_path)})
+    monkeypatch.setattr(age, "ENVIRONMENT", {"PATH": str(tmp_path)})
     kept = quarantine.Quarantine(["age1x"], tmp_path / "quarantine")
-    with (tmp_path / "message").open("w+b") as message, pytest.raises((OSError, quarantine.NotSealed)):
+    with (tmp_path / "message").open("w+b") as message, pytest.raises((OSError, age.NotSealed)):
         kept.put(quarantine.Item("a@b", "malware", "x", "gate", 1, "0", "0"), message)
     assert [path for path in (tmp_path / "quarantine").rglob("*") if path.is_file()] == []
 
