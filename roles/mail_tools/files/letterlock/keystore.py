@@ -85,23 +85,21 @@ def accounts(root: Path | None = None) -> list[str]:
 
 def copy_to(root: Path) -> None:
     """Copy all keyrings to another *root*."""
-    with alone():
-        if (ROOT / "accounts").is_dir():
+    if (ROOT / "accounts").is_dir():
+        with alone():
             shutil.copytree(ROOT / "accounts", root / "accounts")
 
 
 def bring_back(root: Path, wanted: Collection[str]) -> list[str]:
     """Bring the keyrings of those *wanted* that have none here back from another *root*; return whose."""
-    brought = []
-    with alone():
-        for account in accounts(root):
-            file = file_of(account)
-            if account in wanted and not file.exists():
-                shutil.copy2(root / file.relative_to(ROOT), place_for(account))
-                brought.append(account)
-        if brought:
+    missing = [account for account in accounts(root) if account in wanted and not file_of(account).exists()]
+    if missing:
+        with alone():
+            for account in missing:
+                file = place_for(account)
+                shutil.copy2(root / file.relative_to(ROOT), file)
             show()
-    return brought
+    return missing
 
 
 def read(account: str) -> Keyring:
@@ -165,12 +163,13 @@ def retire(wanted: Collection[str]) -> None:
 
 def remove(account: str) -> bool:
     """Remove the keys of *account*, without which its mail is nothing but noise; return whether there were any."""
+    file = file_of(account)
+    if not file.exists():
+        return False
     with alone():
-        file = file_of(account)
-        there = file.exists()
         file.unlink(missing_ok=True)
         show()
-    return there
+    return True
 
 
 def show(wanted: KeySettings | None = None) -> None:
@@ -180,7 +179,11 @@ def show(wanted: KeySettings | None = None) -> None:
     know any more, because Dovecot takes whom a userdb lists for an account.
     """
     rings = []
-    known = (wanted or read_settings()).known
+    try:
+        known = (wanted or read_settings()).known
+    except Unusable:
+        # The role was switched off: nobody reads them.
+        return
     for account in filter(known.__contains__, accounts()):
         try:
             rings.append(read(account))

@@ -9,6 +9,7 @@ import pytest
 from letterlock import keystore, sealing, session_key, stored
 from letterlock.keyring import Credential, Keyring
 from letterlock.retention import Refused
+from letterlock.settings import Unusable
 
 ADA, BOB = "ada@example.org", "bob@example.org"
 
@@ -95,6 +96,24 @@ def test_what_is_removed_is_served_no_more(root):
     assert lines(root, "2.4/userdb") == []
     with pytest.raises(Refused, match="has no keys"):
         keystore.read(BOB)
+
+
+def test_a_host_without_the_role_notices_nothing(root, tmp_path, monkeypatch):
+    """Of a backup, a restore or an erasure; keys that a backup has come back all the same."""
+    def unusable() -> None:
+        raise Unusable("mail_crypt is not deployed on this host")
+
+    monkeypatch.setattr(keystore, "read_settings", unusable)
+    keystore.copy_to(tmp_path / "stage")
+    assert keystore.bring_back(tmp_path / "stage", {ADA}) == []
+    assert not keystore.remove(ADA)
+    assert not root.exists()
+    Keyring.make(ADA, "geheim", "{ARGON2ID}x", []).write(keystore.place_for(ADA))
+    keystore.copy_to(tmp_path / "stage")
+    keystore.file_of(ADA).unlink()
+    assert keystore.bring_back(tmp_path / "stage", {ADA, BOB}) == [ADA]
+    assert keystore.read(ADA).opened("geheim")
+    assert keystore.remove(ADA)
 
 
 def test_two_directories_change_places(tmp_path):
