@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import testinfra
@@ -40,6 +42,14 @@ class Vault:
         """Run restic on the repository where it may remove."""
         command = f"{RESTIC} {arguments}" if not self.appends_only else f"{ON_SERVER.format(name=self.name)} restic {arguments}"
         return self.host.run(f"sh -c {shlex.quote(command)}")
+
+
+@pytest.fixture
+def server_alone():
+    """Keep the tests of other hosts that want the server as it is from running meanwhile: it serves all of them."""
+    with (Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "server").open("w") as one_at_once:
+        fcntl.flock(one_at_once, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture
