@@ -294,6 +294,7 @@ def test_a_repository_that_is_full(host, store, vault):
     host.check_output(f"doveadm expunge -u {USERS[1]} mailbox INBOX larger 500000")
 
 
+@pytest.mark.usefixtures("server_alone")
 def test_a_flipped_byte_and_a_missing_pack_are_found(store, vault):
     """By the check, which reads what it says it reads."""
     assert store.letterlock("backup check").rc == 0

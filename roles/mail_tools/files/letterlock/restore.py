@@ -448,12 +448,15 @@ class Restore:
             self.say(f"{account}: flags could not be set back: {failed}")
         return bool(changes)
 
-    def without_files(self, account: str, now: dict) -> Iterator[str]:
-        """Yield which messages Dovecot shows, from its indexes, whose files are not there."""
+    def without_files(self, account: str, now: dict) -> dict[tuple[str, str], list[int]]:
+        """Return {(mailbox, its GUID): UIDs} of the messages that Dovecot shows, from its indexes, and whose files are not there."""
+        found = {}
         for box in now["mailboxes"]:
             uids = {message[0] for message in box["messages"]}
-            for uid in sorted(uids - stored.files_of(self.settings.mail_root / place_of(account), box["name"], uids).keys()):
-                yield f"{box['name']}, UID {uid}: its file is not there"
+            without = uids - stored.files_of(self.settings.mail_root / place_of(account), box["name"], uids).keys()
+            if without:
+                found[box["name"], box["guid"]] = sorted(without)
+        return found
 
     def compare(self, manifests: list[dict], gone: Counter) -> None:
         """Compare what Dovecot shows of the restored accounts with their manifests."""
@@ -469,11 +472,17 @@ class Restore:
                 if self.set_flags_back(account, manifest.settled_flags(by_account[account], now)):
                     again = next(iter(manifest.messages([account], self.settings.held)))[1]
                     now = manifest.of_account(account, boxes, rows if isinstance(again, Failed) else again)
-                found = [*manifest.differences(by_account[account], now), *self.without_files(account, now)]
+                ghosts = self.without_files(account, now)
+                found = [*manifest.differences(by_account[account], now), *(
+                    f"{manifest.MISSING}: {name}, UID {uid}: its file is not there" for (name, _), uids in ghosts.items() for uid in uids
+                )]
                 missing = [each for each in found if each.startswith(manifest.MISSING)]
                 if 0 < len(missing) <= gone[account]:
                     self.outcome.gone += len(missing)
                     found = [each for each in found if each not in missing]
+                    # Expunged after the indexes had been copied, and before the files were: it goes from the indexes, too.
+                    for (name, guid), uids in ghosts.items():
+                        doveadm_run("expunge", "-u", account, *in_mailbox(name, guid), "uid", uid_set(uids))
                 self.outcome.differences += [f"{account}: {each}" for each in found[:SHOWN]]
                 if len(found) > SHOWN:
                     self.outcome.differences.append(f"{account}: and {len(found) - SHOWN} more")
