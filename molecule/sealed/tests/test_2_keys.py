@@ -222,13 +222,13 @@ def test_a_damaged_keyring(host, keys, own, damage):
 
 def test_secrets_are_roots_alone(host, keys, own):
     """No password and no private key in a command line, the journal, or a file that others can read."""
-    watch = "for _ in $(seq 100); do cat /proc/[0-9]*/cmdline 2>/dev/null; echo; sleep 0.02; done >/root/seen"
+    watch = "for _ in $(seq 200); do cat /proc/[0-9]*/cmdline 2>/dev/null; echo; sleep 0.005; done >/root/seen"
     # What is typed comes from a file, because the tests' own shell would show it.
     host.check_output(f"umask 077; printf '%s\\n' {shlex.quote(own)} brand-new-password >/root/typed")
     change = f"(sleep 0.3; letterlock keys password {EVE} </root/typed >/root/said 2>&1)"
     host.check_output(f"{change} & {watch}; wait; rm /root/typed")
     assert "is changed" in host.check_output("cat /root/said")
-    assert host.check_output("grep -a -c openssl /root/seen") != "0"
+    assert host.check_output("grep -a -c letterlock /root/seen") != "0"
     for secret in (own, "brand-new-password"):
         assert host.run(f"grep -a -c -F {secret} /root/seen").stdout.strip() == "0"
         assert host.run(f"journalctl --no-pager --since '-1 hour' | grep -c -F {secret}").stdout.strip() == "0"
