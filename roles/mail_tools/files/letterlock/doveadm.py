@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
     from typing import TextIO
 
 SOCKET = "/run/dovecot/http"
@@ -194,6 +195,16 @@ def statuses(doveadm: Doveadm, accounts: list[str], fields: tuple[str, ...]) -> 
 def status(account: str, mailbox: str, fields: tuple[str, ...]) -> tuple[str, dict]:
     """Return the command that asks for the status of an account's mailboxes."""
     return "mailboxStatus", {"user": account, "field": list(fields), "mailboxMask": [mailbox]}
+
+
+def looking_at(series: str, kind: str, path: Path) -> list[str]:
+    """Return the options with which doveadm looks at a store of the format *kind* elsewhere, in the dialect of Dovecot *series*.
+
+    >>> looking_at("2.3", "sdbox", "/srv/x")
+    ['-o', 'mail_location=sdbox:/srv/x']
+    """
+    settings = {"2.3": [f"mail_location={kind}:{path}"], "2.4": [f"mail_driver={kind}", f"mail_path={path}"]}
+    return [word for setting in settings[series] for word in ("-o", setting)]
 
 
 def uid_set(uids: list[int]) -> str:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-
 # Of an app password, which is copied once: 100 bits.
 APP_LETTERS, APP_LENGTH = "abcdefghijkmnpqrstuvwxyz23456789", 20
 # What Dovecot takes of a client in one line is longer; nobody types as much.
@@ -136,7 +135,7 @@ def escrow(arguments: argparse.Namespace) -> int:
     """Print the account's private keys as they are sealed to the operator's recipients."""
     ring = keystore.read(arguments.account)
     if not ring.escrow:
-        raise Refused(f"{arguments.account} has nothing in escrow: mail_crypt_escrow was empty when its keys were made")
+        raise Refused(f"{arguments.account} has nothing in escrow: mail_crypt_escrow was none when its keys were made")
     print(ring.escrow, end="")
     return 0
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 from letterlock import backup, keystore, manifest, parts, session_key, stored
 from letterlock.accounts import place_of
 from letterlock.batches import chunks
-from letterlock.doveadm import ACCOUNTS_AT_ONCE, ENVIRONMENT, Doveadm, Failed, any_of, in_mailbox, uid_set
+from letterlock.doveadm import ACCOUNTS_AT_ONCE, ENVIRONMENT, Doveadm, Failed, any_of, in_mailbox, looking_at, uid_set
 from letterlock.marks import Marks
 from letterlock.restic import Fault, Restic
 
@@ -362,9 +362,8 @@ class Restore:
 
     def guids_at(self, account: str, home: Path) -> list[str]:
         """Return the GUIDs of the messages in the store at *home*, read with the settings of *account*; raise Failed."""
-        kind, path = self.settings.raw["about"]["format"], home / self.store
-        elsewhere = {"2.3": [f"mail_location={kind}:{path}"], "2.4": [f"mail_driver={kind}", f"mail_path={path}"]}
-        options = [word for setting in elsewhere[self.settings.raw["about"]["dovecot"]] for word in ("-o", setting)]
+        about = self.settings.raw["about"]
+        options = looking_at(about["dovecot"], about["format"], home / self.store)
         done = doveadm_run(*options, "-f", "flow", "fetch", "-u", account, "guid", "all", key=self.keys.get(account, ""))
         return [line.partition("=")[2] for line in done.splitlines()]
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from letterlock import keystore, manifest, session_key, stored
 from letterlock.accounts import place_of
 from letterlock.backup import STATE
-from letterlock.doveadm import ENVIRONMENT, Failed
+from letterlock.doveadm import ENVIRONMENT, Failed, looking_at
 from letterlock.keyring import CLEAR, MOVING, SEALED, one_line
 from letterlock.ledger import sync_directory
 from letterlock.marks import Marks
@@ -40,13 +40,12 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 # auth looks at its files once a second; a delivery that began before has ended by then, or is waited for.
 REST_SECONDS, DELIVERY_SECONDS = 1.2, 10
 COPY_SECONDS = 24 * 3600
-# How Dovecot is told to write, and where a store is, in both dialects.
+# How Dovecot is told to write, in both dialects.
 IN_CLEAR = {"2.3": ["-o", "plugin/mail_crypt_save_version=0"], "2.4": ["-o", "crypt_write_algorithm="]}
 ENCRYPTED = {
     "2.3": ["-o", "plugin/mail_crypt_save_version=2", "-o", "plugin/mail_crypt_global_public_key={key}"],
     "2.4": ["-o", "crypt_write_algorithm=aes-256-gcm-sha256", "-o", "crypt_global_public_key_file=inline:{key}"],
 }
-LOCATION = {"2.3": ["-o", "mail_location={format}:{path}"], "2.4": ["-o", "mail_driver={format}", "-o", "mail_path={path}"]}
 HEAD = 512
 
 
@@ -181,8 +180,7 @@ class Account:
     def prove(self) -> None:
         """Raise NotTheSame unless the copy is what the live store is, and written as it is to be."""
         there = self.messages()
-        where = [option.format(format=self.wanted.format, path=self.beside) for option in LOCATION[self.wanted.series]]
-        copied = self.messages(*where)
+        copied = self.messages(*looking_at(self.wanted.series, self.wanted.format, self.beside))
         wrong = [key for key in there.keys() | copied.keys() if there.get(key, ())[:-1] != copied.get(key, ())[:-1]]
         wrong += [path for path in stored.all_files(self.beside) if is_encrypted(path) == self.clear]
         if wrong:
