@@ -10,6 +10,8 @@ from contextlib import ExitStack
 import clients
 import pytest
 
+pytestmark = pytest.mark.requirement("AUTH-2")
+
 REFUSALS = (imaplib.IMAP4.error, poplib.error_proto)
 
 
@@ -33,6 +35,7 @@ def test_a_wrong_password_is_refused_and_delayed(mail, declared, user):
             pass
 
 
+@pytest.mark.requirement("AUTH-3")
 def test_the_right_password_opens_the_mailbox(mail, declared):
     """Every account of the inventory logs in on every chosen protocol."""
     for user in mail.accounts:
@@ -41,6 +44,7 @@ def test_the_right_password_opens_the_mailbox(mail, declared):
                 assert client
 
 
+@pytest.mark.requirement("SURF-3")
 def test_trimmed_capabilities_are_not_offered(mail, declared):
     """COMPRESS, which is off by default, isn't announced; what clients need is."""
     if "imap" not in declared["protocols"]:
@@ -51,6 +55,7 @@ def test_trimmed_capabilities_are_not_offered(mail, declared):
     assert {"IMAP4REV1", "IDLE", "MOVE", "QUOTA", "SPECIAL-USE", "UIDPLUS"} <= {name.upper() for name in capabilities}
 
 
+@pytest.mark.requirement("AUTH-4")
 def test_sessions_of_one_account_are_limited(mail, declared):
     """One account can't take all sessions: the one over the limit is refused, others still get in."""
     most = declared["sessions_per_account_and_address"]
@@ -65,6 +70,7 @@ def test_sessions_of_one_account_are_limited(mail, declared):
                 assert client
 
 
+@pytest.mark.requirement("AUTH-5", "SEC-2")
 def test_the_journal_says_who_and_from_where_and_no_password(host, mail, declared):
     """A login leaves account and address in the journal; no password ever does."""
     for session in sessions(declared):

@@ -9,6 +9,8 @@ import clients
 import messages
 import pytest
 
+pytestmark = pytest.mark.requirement("LOSS-2")
+
 BIG_ATTACHMENT_BYTES = 50 * 1024 * 1024
 
 
@@ -53,6 +55,7 @@ def test_over_quota_is_a_clear_refusal(mail):
     mail.deliver("small@letterlock.test", messages.empty_body())
 
 
+@pytest.mark.requirement("LOSS-2")
 @pytest.mark.parametrize("recipient", ["nobody@letterlock.test", "ada@elsewhere.example", "letterlock-probe@localhost"])
 def test_unknown_recipients_are_refused(mail, recipient):
     """What is not an account gets a 550, never a mailbox."""
@@ -61,6 +64,7 @@ def test_unknown_recipients_are_refused(mail, recipient):
     assert refusal.value.recipients[recipient][0] == 550
 
 
+@pytest.mark.requirement("TLS-6")
 def test_lmtp_speaks_tls_only(mail):
     """A client that forgets TLS gets no greeting."""
     with socket.create_connection((mail.host["address"], mail.host["lmtp_port"]), timeout=10) as plain:
@@ -68,6 +72,7 @@ def test_lmtp_speaks_tls_only(mail):
         assert b"220" not in plain.recv(1000)
 
 
+@pytest.mark.requirement("TLS-6")
 def test_lmtp_is_reached_from_named_networks_only(host, mail, declared):
     """The host's own loopback is no named network: the same port that takes our mail drops its packets."""
     result = host.run(f"timeout 4 bash -c '</dev/tcp/127.0.0.1/{declared['lmtp_port']}'")

@@ -8,6 +8,8 @@ from contextlib import ExitStack
 import clients
 import pytest
 
+pytestmark = pytest.mark.requirement("HARD-1")
+
 
 @pytest.fixture
 def main_pid(host) -> str:
@@ -90,6 +92,7 @@ def test_exposure_is_low(host):
     assert score <= 3.0
 
 
+@pytest.mark.requirement("HARD-2")
 def test_limits(host, declared):
     """Memory, tasks and open files are bounded, and high enough for the sessions that are declared."""
     shown = dict(
@@ -100,6 +103,7 @@ def test_limits(host, declared):
     assert int(shown["TasksMax"]) >= 4 * declared["sessions_max"]
 
 
+@pytest.mark.requirement("SEC-1")
 @pytest.mark.parametrize(
     ("path", "mode"),
     [("/etc/letterlock/tls", 0o700), ("/etc/letterlock/dovecot/current/accounts.passdb", 0o640), ("/run/letterlock/probe.passdb", 0o640)],
@@ -110,6 +114,7 @@ def test_secrets_are_not_world_readable(host, path, mode):
     assert host.check_output(f"stat --dereference --format %a {path}") == f"{mode:o}"
 
 
+@pytest.mark.requirement("SEC-1")
 def test_keys_are_roots_alone(host):
     """No private key on the host is readable by anyone else."""
     keys = host.check_output("grep --recursive --files-with-matches 'PRIVATE KEY' /etc/letterlock").split()
@@ -118,6 +123,7 @@ def test_keys_are_roots_alone(host):
         assert host.check_output(f"stat --format '%U %a' {key}") == "root 600"
 
 
+@pytest.mark.requirement("AUTH-1")
 def test_passwords_are_argon2id_only(host):
     """No account has another scheme, and the probe's account is gone."""
     for line in host.check_output("grep -v ^# /etc/letterlock/dovecot/current/accounts.passdb").splitlines():
@@ -125,6 +131,7 @@ def test_passwords_are_argon2id_only(host):
     assert host.file("/run/letterlock/probe.passdb").size == 0
 
 
+@pytest.mark.requirement("LOSS-1")
 def test_the_effective_settings(host):
     """What the running configuration says of durability and cleartext."""
     shown = host.check_output("doveconf mail_fsync ssl")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 
-# A stop by systemd, and what test_lmtp_speaks_tls_only provoked.
+import pytest
+
+pytestmark = pytest.mark.requirement("OPS-4")
+
+# A stop by systemd, and what is left of a look whether LMTP answers in cleartext.
 HARMLESS = re.compile(
     r"Killed with signal 15 \(by pid=\d+ uid=0|SIGHUP received - reloading"
     r"|lmtp-server: conn [^ ]+ \[\d+\]: SSL handshak(e|ing with) .*wrong version number"
 )
 
 
+@pytest.mark.requirement("OPS-3")
 def test_check_mode_finds_nothing_to_change(site, mail):
     """--check --diff after the deployment: zero changes, no diff, no failure."""
     run = site.run("--check", "--diff")
