@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 
 import busy
 import clients
+import lane
 import pytest
 import testinfra
 
+pytestmark = pytest.mark.requirement("LOSS-5")
+
 USERS = ["ada@letterlock.test", "bob@letterlock.test", "grace@example.test", "held@letterlock.test"]
-BUSY = ["bob@letterlock.test", "grace@example.test", "empty@example.test", "held@letterlock.test"]
+BUSY = [
+    "bob@letterlock.test", "grace@example.test", "empty@example.test", "held@letterlock.test",
+    *(f"{number}@busy.test" for number in range(1, 9)),
+]
 SCRATCH = {"deb12": "scratch12", "deb13": "scratch13"}
+# The host on which one account's mail is encrypted.
+SEALED = "deb12"
 
 
 def drill(site, scratch: str, reports, **variables: object) -> tuple:
@@ -25,9 +32,10 @@ def drill(site, scratch: str, reports, **variables: object) -> tuple:
 
 def scratch_host(name: str):
     """Return testinfra's host of a scratch host."""
-    return testinfra.get_host(f"ssh://{name}", ssh_config=f"{os.environ['MOLECULE_PROJECT_DIRECTORY']}/.lab/ssh/config_test")
+    return testinfra.get_host(f"ssh://{name}", ssh_config=lane.SSH_CONFIG)
 
 
+@pytest.mark.requirement("LOSS-5", "REST-1")
 def test_every_message_is_read_back(host, mail, store, site, tmp_path):
     """By IMAP and POP3, with UIDs, flags, dates and the hash of the text; nothing stays on the scratch host, nor does a key to it."""
     for user in USERS:
@@ -39,9 +47,12 @@ def test_every_message_is_read_back(host, mail, store, site, tmp_path):
     assert report["proven"], report
     assert report["host"] == mail.host["name"]
     # Of the account under a hold, what its user expunged is hidden from clients, and its mail is there for POP3.
-    assert (report["accounts"], report["messages"]) == (5, 37)
-    assert (report["imap_messages"], report["imap_hashes"], report["without_hash"]) == (36, 36, 0)
-    assert (report["pop3_messages"], report["pop3_hashes"]) == (20, 20)
+    assert (report["accounts"], report["messages"]) == (13, 37)
+    # Of the account whose mail is encrypted: its files, and with its own password what is in them, by both protocols.
+    by_imap, by_pop3 = (9, 5) if mail.host["name"] == SEALED else (0, 0)
+    assert (report["encrypted"], report["opened"]) == (by_imap, by_imap + by_pop3)
+    assert (report["imap_messages"], report["imap_hashes"], report["without_hash"]) == (36, 36 - by_imap, 0)
+    assert (report["pop3_messages"], report["pop3_hashes"]) == (20, 20 - by_pop3)
     assert report["rto_seconds"] > report["restore_seconds"] > 0
     assert 0 < report["age_seconds"] < 600
     page = next(tmp_path.glob("*.html")).read_text()
@@ -59,6 +70,7 @@ def test_every_message_is_read_back(host, mail, store, site, tmp_path):
     assert "scratch host" in refused.stderr
 
 
+@pytest.mark.requirement("SEC-1")
 def test_no_master_credential_is_left(mail):
     """The mail host never knew one: with a user's own password, too, nobody is let in as its master."""
     user = f"{USERS[0]}*letterlock-drill"
@@ -94,6 +106,7 @@ def test_what_differs_is_told(host, mail, store, site, tmp_path):
     store.backup()
 
 
+@pytest.mark.requirement("LOSS-3", "LOSS-5")
 def test_a_backup_of_mail_that_never_rests(mail, store, site, tmp_path, record_property):
     """Messages come in at full speed, some are flagged, some expunged: what was acknowledged before and not expunged is there."""
     before, a_second = busy.backup_under_load(mail, store, BUSY, mail.side_by_side, 200)
@@ -116,6 +129,7 @@ def test_a_backup_of_mail_that_never_rests(mail, store, site, tmp_path, record_p
     assert report["imap_hashes"] > 200
 
 
+@pytest.mark.requirement("LOSS-3", "LOSS-5")
 def test_a_repository_that_is_damaged(mail, store, site, tmp_path):
     """A flipped byte in what the newest snapshot brought: the drill fails, and says that it is the repository."""
     server, name = scratch_host("store"), mail.host["name"]
@@ -135,6 +149,7 @@ def test_a_repository_that_is_damaged(mail, store, site, tmp_path):
     assert "the repository is damaged" in run.output, run.output
 
 
+@pytest.mark.requirement("LOSS-4", "LOSS-5")
 def test_mail_of_dovecot_2_3_on_2_4(mail, store, site, tmp_path):
     """The next release takes the mail of this one as it is; a sample of the texts is read."""
     if mail.host["name"] != "deb12":

@@ -8,12 +8,14 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import lane
 import pytest
 import testinfra
+from lane import PROJECT
+
+pytestmark = pytest.mark.requirement("LOSS-4")
 
 USERS = ["ada@letterlock.test", "bob@letterlock.test", "grace@example.test"]
-PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
-CONFIG = PROJECT / ".lab" / "ssh" / "config_test"
 MBSYNC = """
 IMAPAccount lab
 Host {server}
@@ -49,7 +51,7 @@ class Client:
 
     def __init__(self, mail) -> None:
         """Set both up."""
-        self.host = testinfra.get_host("ssh://store", ssh_config=str(CONFIG))
+        self.host = testinfra.get_host("ssh://store", ssh_config=lane.SSH_CONFIG)
         name, user = mail.host["name"], USERS[0]
         self.work = f"/root/{name}"
         values = {"server": f"{name}.letterlock.test", "user": user, "password": mail.accounts[user], "work": self.work, "tls": "TLSType"}
@@ -94,7 +96,7 @@ def client(mail) -> Client:
     return Client(mail)
 
 
-def test_a_host_is_lost_and_comes_back(host, mail, store, site, client):
+def test_a_host_is_lost_and_comes_back(host, store, site, client, container):
     """From a bare machine; no message is downloaded twice, none is lost, no flag either, and backups go on."""
     for user in USERS:
         # Reading by POP3 marks as seen.
@@ -108,10 +110,9 @@ def test_a_host_is_lost_and_comes_back(host, mail, store, site, client):
     before = {user: store.seen(user) for user in USERS}
     store.backup()
 
-    name = mail.host["name"]
-    subprocess.run(["ssh", "-F", CONFIG, "-O", "exit", name], capture_output=True, check=False)
-    podman = PROJECT / "molecule" / "shared" / "lab" / "podman"
-    subprocess.run([podman, "rm", "--force", "--time", "0", "--volumes", f"letterlock-test-{name}"], capture_output=True, check=True)
+    name = store.mail.host["name"]
+    subprocess.run(["ssh", "-F", lane.SSH_CONFIG, "-O", "exit", name], capture_output=True, check=False)
+    container("rm", "--force", "--time", "0", "--volumes")
     playbook("shared/create.yml", f"localhost,{name}")
     playbook("drill/prepare.yml", name)
     assert not host.file("/etc/letterlock").exists

@@ -10,6 +10,8 @@ import clients
 import pytest
 from scanning import message
 
+pytestmark = pytest.mark.requirement("REST-1")
+
 ADA, BOB, CAROL, EVE, CLEAR = (
     "ada@letterlock.test", "bob@letterlock.test", "carol@letterlock.test", "eve@letterlock.test", "grace@example.test",
 )
@@ -88,6 +90,7 @@ def test_a_wrong_password_opens_nothing(mail, keys):
         assert not keys.lets_in(EVE, wrong)
 
 
+@pytest.mark.requirement("AUTH-3")
 def test_an_account_that_is_disabled_gets_mail_and_no_login(mail, keys, site):
     """Its keys stay; when it is enabled again it reads what came in."""
     users = [{"name": name, "password": password} for name, password in mail.accounts.items()]

@@ -6,16 +6,18 @@ import imaplib
 import json
 import shlex
 import threading
-from pathlib import Path
 
 import clients
+import lane
 import pytest
 from scanning import message
+
+pytestmark = pytest.mark.requirement("REST-3")
 
 ADA, BOB, EVE = "ada@letterlock.test", "bob@letterlock.test", "eve@letterlock.test"
 RING = "/var/lib/letterlock/keys/accounts/letterlock.test/{}.json"
 PASSWORDS = ["x" * 1000, "pä:ss wörd = {PLAIN}", "ends with a blank "]
-IDENTITY = Path(__file__).parents[3] / ".lab" / "passwords" / "age.txt"
+IDENTITY = lane.FOLDER / "passwords" / "age.txt"
 
 
 def opens(keys, user: str, password: str) -> bool:
@@ -220,6 +222,7 @@ def test_a_damaged_keyring(host, keys, own, damage):
     assert keys.texts(ADA, keys.mail.accounts[ADA])
 
 
+@pytest.mark.requirement("SEC-1", "SEC-2")
 def test_secrets_are_roots_alone(host, keys, own):
     """No password and no private key in a command line, the journal, or a file that others can read."""
     watch = "for _ in $(seq 200); do cat /proc/[0-9]*/cmdline 2>/dev/null; echo; sleep 0.005; done >/root/seen"

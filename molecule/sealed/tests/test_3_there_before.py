@@ -8,7 +8,10 @@ import threading
 import time
 
 import clients
+import pytest
 from scanning import message
+
+pytestmark = pytest.mark.requirement("REST-4")
 
 USER = "frank@letterlock.test"
 COUNT = 60

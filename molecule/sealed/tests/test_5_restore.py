@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import clients
+import pytest
 from scanning import message
+
+pytestmark = pytest.mark.requirement("LOSS-4", "REST-1")
 
 ADA, BOB = "ada@letterlock.test", "bob@letterlock.test"
 RING = "/var/lib/letterlock/keys/accounts/letterlock.test"

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
+pytestmark = pytest.mark.requirement("REST-2")
+
 ADA, CLEAR = "ada@letterlock.test", "grace@example.test"
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from letterlock import backup, keystore, leak_audit, locks, restic, sealing, session_key
+from letterlock import backup, keystore, leak_audit, links, locks, restic, restore, sealing, session_key
 from letterlock.accounts import place_of
 from letterlock.asking import ask
 from letterlock.doveadm import ENVIRONMENT, Failed
@@ -280,8 +280,9 @@ def newest_backup(home: Path, target: Path) -> None:
     done = subprocess.run(["letterlock", "backup", "run"], env=LETTERLOCK, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Failed(f"letterlock backup run: {done.stderr.strip()}")
-    includes = [word for path in (home, backup.STAGE) for word in ("--include", backup.literal(str(path)))]
-    restic.Restic(say).run("restore", "latest", "--target", str(target), *includes)
+    engine = restic.Restic(say)
+    made = restore.choose(engine.snapshots(), backup.read_settings().host, "latest")
+    links.restore(engine, made["id"], target, (home, backup.STAGE))
 
 
 @contextlib.contextmanager

@@ -172,6 +172,14 @@ def remove(account: str) -> bool:
     return True
 
 
+def remove_all() -> None:
+    """Remove the keys of all accounts, as a scratch host does; what Dovecot reads is there as before, and empty."""
+    if (ROOT / "accounts").is_dir():
+        with alone():
+            shutil.rmtree(ROOT / "accounts")
+            show()
+
+
 def show(wanted: KeySettings | None = None) -> None:
     """Write what Dovecot reads, where it changed; the caller holds the lock.
 
