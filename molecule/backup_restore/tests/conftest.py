@@ -8,6 +8,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import lane
 import pytest
 import testinfra
 from store import RESTIC
@@ -57,6 +58,5 @@ def vault(host, mail) -> Vault:
     """Return where the repository is."""
     if host.file("/srv/backup").exists:
         return Vault(host, "/srv/backup")
-    config = f"{os.environ['MOLECULE_PROJECT_DIRECTORY']}/.lab/ssh/config_test"
     name = mail.host["name"]
-    return Vault(testinfra.get_host("ssh://store", ssh_config=config), f"/srv/backups/{name}/mail", name)
+    return Vault(testinfra.get_host("ssh://store", ssh_config=lane.SSH_CONFIG), f"/srv/backups/{name}/mail", name)

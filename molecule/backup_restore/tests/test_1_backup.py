@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.requirement("LOSS-3")
+
 SECRETS = "/etc/letterlock/backup"
 STATE = "/var/lib/letterlock/backup/state.json"
 ENVIRONMENT = f"set -a; . {SECRETS}/environment; set +a; export RESTIC_PASSWORD_FILE={SECRETS}/password"
@@ -41,6 +43,7 @@ def test_nothing_new_adds_nothing(host, store):
     assert int(added) < 100_000
 
 
+@pytest.mark.requirement("SEC-1", "SEC-2")
 def test_secrets_are_roots_alone(host, store):
     """Not in a command line, the journal, the release or the snapshot, nor readable for anybody else."""
     assert len(host.check_output(f"cat {SECRETS}/password")) == 24
@@ -61,6 +64,7 @@ def test_secrets_are_roots_alone(host, store):
     assert "/etc/letterlock/tls/" not in listed
 
 
+@pytest.mark.requirement("LOSS-7")
 def test_old_snapshots_are_forgotten_and_recorded(host, store, vault):
     """At their time, by name, in the ledger; the newest stays, and a clock that is wrong forgets nothing."""
     name = host.check_output("hostname")
@@ -82,6 +86,7 @@ def test_old_snapshots_are_forgotten_and_recorded(host, store, vault):
     assert '"kind":"forget"' in vault.host.check_output("cat /var/lib/letterlock/ledger/ledger-*.jsonl").replace(" ", "")
 
 
+@pytest.mark.requirement("LOSS-6")
 def test_a_taken_host_destroys_no_backup(host, store, vault):
     """On an append-only repository it can neither forget nor remove a file; the server forgets, by a sandboxed unit."""
     if not vault.appends_only:
@@ -119,6 +124,7 @@ def test_a_repository_that_is_out_of_reach(host, store, vault):
     assert "0 failures" in store.backup()
 
 
+@pytest.mark.requirement("LOSS-7", "RET-6")
 def test_an_erasure_says_what_backups_still_hold(store):
     """Until the day on which the last snapshot with it is forgotten."""
     done = store.letterlock("erase ghost@letterlock.test --confirm ghost@letterlock.test")
@@ -127,6 +133,7 @@ def test_an_erasure_says_what_backups_still_hold(store):
     assert f"copies in backups: in snapshots until {until}" in done.stdout, done
 
 
+@pytest.mark.requirement("LOSS-7", "RET-6")
 def test_what_was_erased_is_in_no_snapshot_on_the_day_that_was_printed(host, store, vault):
     """An account's mail, and the backups of that time."""
     name, account = host.check_output("hostname"), "gone@letterlock.test"
@@ -226,6 +233,7 @@ def test_over_s3(host, store, site, vault):
     assert "0 failures" in store.backup()
 
 
+@pytest.mark.requirement("HARD-1")
 def test_the_units_are_sandboxed(host):
     """By systemd's own score."""
     for unit in ("letterlock-backup", "letterlock-backup-check"):

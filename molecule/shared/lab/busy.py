@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 WARM_SECONDS, LONGEST_SECONDS, MEET_SECONDS = 3, 90, 240
+# Until there is something to expunge: a loop without a rest would take the machine from what comes in.
+PAUSE_SECONDS = 0.05
 # Connections that deliver at once: as many as bring what is wanted on the machine at hand.
 CONNECTIONS = (4, 6, 8, 12)
 MESSAGES_A_CONNECTION = 50
@@ -27,7 +29,7 @@ class Load(threading.Thread):
     """Does one of `deliver`, `append` and `expunge` until it is told to stop, or longer than any backup takes."""
 
     def __init__(self, mail, users: list[str], work: str) -> None:
-        """Deliver each message to all *users*, append to the last of them, or expunge from the first."""
+        """Deliver each message to all *users*, append to the only one, or expunge from the first."""
         super().__init__(daemon=True)
         self.mail, self.users = mail, users
         self.work = getattr(self, work)
@@ -79,11 +81,15 @@ class Load(threading.Thread):
         """Expunge and flag what has come in, as a user would, but nothing that other tests know."""
         with clients.imap(*self.mail.login(self.users[0])) as client:
             client.select("INBOX")
+            first = int(client.response("UIDNEXT")[1][0])
             while self.goes_on():
                 client.noop()
-                _, found = client.uid("SEARCH", "SUBJECT", "load-", "UNFLAGGED")
-                uids = found[0].decode().split()
+                # The index alone knows, which leaves the machine to what comes in.
+                _, found = client.uid("SEARCH", "UID", f"{first}:*", "UNFLAGGED")
+                # "*" is the last one, whatever its number.
+                uids = [uid for uid in found[0].decode().split() if int(uid) >= first]
                 if len(uids) < 6:  # so that each of the next lines has some
+                    time.sleep(PAUSE_SECONDS)
                     continue
                 client.uid("STORE", ",".join(uids[1::3][:20]), "+FLAGS", "(\\Flagged)")
                 doomed = uids[::3][:20]
@@ -141,14 +147,27 @@ def backup_under_load(mail, store, users: list[str], names: list[str], wanted: f
             before, a_second = backup_once(mail, store, users, connections)
             if sum(a_second.values()) >= wanted:
                 break
+            # A Maildir takes fewer, the more it has.
+            for user in users:
+                forget(mail, user)
     return before, a_second
 
 
+def forget(mail, user: str) -> None:
+    """Expunge what a load brought to an account."""
+    with clients.imap(*mail.login(user)) as client:
+        client.select("INBOX")
+        _, found = client.uid("SEARCH", "SUBJECT", "load-")
+        if found[0]:
+            client.uid("STORE", found[0].decode().replace(" ", ","), "+FLAGS.SILENT", "(\\Deleted)")
+            client.expunge()
+
+
 def backup_once(mail, store, users: list[str], connections: int) -> tuple[set[str], dict[str, float]]:
-    """Do it once, over so many *connections* for deliveries, and half as many for what clients append."""
+    """Do it once, over so many *connections* for deliveries, and a quarter as many for what clients append."""
     coming = {
         "delivered": [Load(mail, users, "deliver") for _ in range(connections)],
-        "appended": [Load(mail, users, "append") for _ in range(connections // 2)],
+        "appended": [Load(mail, [users[-1 - number % len(users)]], "append") for number in range(connections // 4)],
     }
     expunging = Load(mail, users, "expunge")
     load = [*coming["delivered"], *coming["appended"], expunging]

@@ -32,7 +32,7 @@ from letterlock.changes import Changes, is_worth
 from letterlock.doveadm import ACCOUNTS_AT_ONCE, Doveadm, Failed
 from letterlock.durations import parse_duration, show_duration
 from letterlock.ledger import write_durably
-from letterlock.restic import INCOMPLETE, KEY_HINT_FILE, NO_PARENT, NO_REPOSITORY, PRUNER_PASSWORD_FILE, TAG, Fault, Restic, parsed
+from letterlock.restic import INCOMPLETE, KEY_HINT_FILE, NO_PARENT, NO_REPOSITORY, PRUNER_PASSWORD_FILE, TAG, Fault, Restic, literal, parsed
 from letterlock.scan_settings import QUARANTINE
 
 if TYPE_CHECKING:
@@ -512,15 +512,6 @@ class Backup:
             file.unlink()
             self.snapshots = self.restic.snapshots()
             self.note_snapshots()
-
-
-def literal(path: str) -> str:
-    r"""Return *path* for a pattern of restic's that means just this.
-
-    >>> literal("/srv/a*b")
-    '/srv/a\\*b'
-    """
-    return "".join(f"\\{letter}" if letter in "*?[\\" else letter for letter in path)
 
 
 def stem(name: str) -> str:

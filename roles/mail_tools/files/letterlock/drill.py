@@ -1,7 +1,9 @@
 """A drill: the newest backup on a scratch host, and every message read back as its user's clients would, over IMAPS and POP3S.
 
 The users' passwords are not known here. A master credential opens the accounts: made
-for the drill, known to this process alone, in a file in memory that ends with it.
+for the drill, known to this process alone, in a file in memory that ends with it. Mail
+that is encrypted with its user's key it can't read: that is compared by its files, and
+read by those accounts' own passwords that mail_backup_drill_passwords has.
 https://doc.dovecot.org/latest/core/config/auth/master_users.html
 """
 
@@ -11,6 +13,7 @@ import base64
 import contextlib
 import hashlib
 import imaplib
+import json
 import os
 import poplib
 import random
@@ -30,12 +33,14 @@ from letterlock.accounts import place_of
 from letterlock.batches import bounded_map, chunks
 from letterlock.restore import SHOWN, Restore, Wish
 from letterlock.stored import encoded
+from letterlock.tally import OLDEST
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 MASTER_FILE = Path("/run/letterlock/drill")
 MASTER = "letterlock-drill"
+PASSWORDS = Path("/etc/letterlock/backup/drill_passwords.json")
 CERTIFICATE = "/etc/letterlock/dovecot/current/certificate.pem"
 TIMEOUT_SECONDS = 120
 # Messages of one FETCH.
@@ -67,6 +72,8 @@ class Report:
     without_hash: int = 0
     # Messages that their user alone can read, compared by their files.
     encrypted: int = 0
+    # Of them, those that were read with their user's own password, by each protocol.
+    opened: int = 0
     # Not there, and written down with the backup as expunged while it was made.
     gone: int = 0
     differences: list[str] = field(default_factory=list)
@@ -110,6 +117,8 @@ class Drill:
         self.settings, self.say = settings, say
         self.report = Report(host=host, percent=percent, begun=begun)
         self.password = ""
+        # {account: its own password}, of those that the operator gave.
+        self.passwords: dict[str, str] = json.loads(PASSWORDS.read_text()) if PASSWORDS.exists() else {}
         self.started = begun
         self.mutex = Lock()
         self.gone: Counter = Counter()
@@ -140,7 +149,8 @@ class Drill:
         for home in self.settings.mail_root.iterdir():
             if home.is_dir():
                 shutil.rmtree(home)
-        for name in ("ledger", "marks.sqlite", "last_run.json", "figures.json", keystore.ROOT.name):
+        keystore.remove_all()
+        for name in ("ledger", "marks.sqlite", "last_run.json", "figures.json", OLDEST):
             path = backup.STATE / name
             if path.is_dir():
                 shutil.rmtree(path)
@@ -167,6 +177,8 @@ class Drill:
                     found += [f"{protocol.upper()}: {each}" for each in read(wanted, counts)]
                 except (OSError, imaplib.IMAP4.error, poplib.error_proto) as error:
                     found.append(f"{protocol.upper()}: {error}")
+        if wanted["account"] in self.passwords and not counts["opened"]:
+            found.append("its password was given, and it opened no encrypted message")
         missing = [each for each in found if manifest.MISSING in each]
         expected = self.gone[wanted["account"]] * len(self.settings.raw["protocols"])
         with self.mutex:
@@ -182,12 +194,30 @@ class Drill:
             if len(found) > SHOWN:
                 report.differences.append(f"{wanted['account']}: and {len(found) - SHOWN} more")
 
-    def sample(self, messages: list[list]) -> list[list]:
-        """Return the messages whose text is read."""
-        wanted = [message for message in messages if message[manifest.HASH] and not is_encrypted(message)]
+    def login(self, account: str) -> tuple[str, str]:
+        """Return the name and password that open *account*."""
+        return (account, self.passwords[account]) if account in self.passwords else (f"{account}*{MASTER}", self.password)
+
+    def sample(self, account: str, messages: list[list]) -> list[list]:
+        """Return the messages of *account* whose text is read."""
+        opens = account in self.passwords
+        wanted = [message for message in messages if message[manifest.HASH] and (opens or not is_encrypted(message))]
         if self.report.percent >= 100 or not wanted:
             return wanted
         return self.random.sample(wanted, max(1, len(wanted) * self.report.percent // 100))
+
+    @staticmethod
+    def differs(message: list, texts: Iterable[bytes], protocol: str, counts: Counter) -> bool:
+        """Tell whether a *message* of a manifest is none of *texts*, and count it.
+
+        Of an encrypted one the manifest has no hash of the text. But its file is, octet by octet, what it was, and Dovecot's cipher
+        (AES-256-GCM) is authenticated: the text that comes out, as long as it was, is the text that went in.
+        """
+        if is_encrypted(message):
+            counts["opened"] += 1
+            return message[manifest.SIZE] not in map(len, texts)
+        counts[f"{protocol}_hashes"] += 1
+        return message[manifest.HASH] not in map(sha256, texts)
 
     # ---- encrypted mail
 
@@ -209,14 +239,14 @@ class Drill:
         address = self.settings.raw["address"]
         client = imaplib.IMAP4_SSL(address, 993, ssl_context=tls(), timeout=TIMEOUT_SECONDS)
         with client:
-            client.login(f"{wanted['account']}*{MASTER}", self.password)
+            client.login(*self.login(wanted["account"]))
             for box in wanted["mailboxes"]:
                 # No client sees it; the restore compared it through Dovecot.
                 if box["name"] != self.settings.held.get(wanted["account"]):
-                    yield from self.imap_mailbox(client, box, counts)
+                    yield from self.imap_mailbox(client, wanted["account"], box, counts)
 
-    def imap_mailbox(self, client: imaplib.IMAP4, box: dict, counts: Counter) -> Iterator[str]:
-        """Yield how one mailbox differs."""
+    def imap_mailbox(self, client: imaplib.IMAP4, account: str, box: dict, counts: Counter) -> Iterator[str]:
+        """Yield how one mailbox of *account* differs."""
         name = box["name"]
         if client.select(quoted(name), readonly=True)[0] != "OK":
             yield f"{manifest.MISSING}: the mailbox {name}"
@@ -235,11 +265,10 @@ class Drill:
                 counts["imap_messages"] += 1
                 counts["without_hash"] += not message[manifest.HASH]
             yield from (f"{name}, UID {message[0]}: {each}" for each in message_differences(message, seen.get(message[0])))
-        for some in chunks(self.sample([message for message in box["messages"] if message[0] in seen]), MESSAGES_AT_ONCE):
+        for some in chunks(self.sample(account, [message for message in box["messages"] if message[0] in seen]), MESSAGES_AT_ONCE):
             texts = dict(map(imap_text, fetched(client, ",".join(str(message[0]) for message in some), "(UID BODY.PEEK[])")))
             for message in some:
-                counts["imap_hashes"] += 1
-                if texts.get(message[0]) != message[manifest.HASH]:
+                if self.differs(message, [texts.get(message[0], b"")], "imap", counts):
                     yield f"{name}, UID {message[0]}: its text is another"
 
     # ---- POP3
@@ -249,8 +278,9 @@ class Drill:
         inbox = next((box for box in wanted["mailboxes"] if box["name"] == "INBOX"), {"messages": [], "uidvalidity": 0})
         client = poplib.POP3_SSL(self.settings.raw["address"], 995, context=tls(), timeout=TIMEOUT_SECONDS)
         try:
-            client.user(f"{wanted['account']}*{MASTER}")
-            client.pass_(self.password)
+            name, password = self.login(wanted["account"])
+            client.user(name)
+            client.pass_(password)
             listed = dict(reversed(line.decode().split(" ", 1)) for line in client.uidl()[1])
             hashes = {}
             for message in inbox["messages"]:
@@ -261,12 +291,11 @@ class Drill:
                     continue
                 counts["pop3_messages"] += 1
                 hashes[uidl] = message
-            for message in self.sample(list(hashes.values())):
+            for message in self.sample(wanted["account"], list(hashes.values())):
                 uidl = uidl_of(message[0], inbox["uidvalidity"])
-                counts["pop3_hashes"] += 1
                 text = b"".join(line + b"\r\n" for line in client.retr(int(listed[uidl]))[1])
                 # POP3 ends each message with a line's end, whether it has one or not.
-                if message[manifest.HASH] not in (sha256(text), sha256(text.removesuffix(b"\r\n"))):
+                if self.differs(message, [text, text.removesuffix(b"\r\n")], "pop3", counts):
                     yield f"UIDL {uidl}: its text is another"
         finally:
             client.close()
@@ -329,7 +358,7 @@ def imap_message(answer: tuple[bytes, bytes]) -> tuple[int, tuple[int, list[str]
     return uid, (size, flags, received)
 
 
-def imap_text(answer: tuple[bytes, bytes]) -> tuple[int, str]:
-    """Return (UID, hash of the text) of one answer."""
+def imap_text(answer: tuple[bytes, bytes]) -> tuple[int, bytes]:
+    """Return (UID, the text) of one answer."""
     line, text = answer
-    return int(NUMBERS["UID"].search(line).group(1)), sha256(text)
+    return int(NUMBERS["UID"].search(line).group(1)), text

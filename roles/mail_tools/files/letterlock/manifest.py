@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 STATUS = ("messages", "guid", "uidvalidity", "uidnext", "highestmodseq")
 # What a manifest says of a message, in this order.
 MESSAGE = ("uid", "guid", "size", "flags", "saved", "received", "hash", "settled")
-FLAGS, HASH = map(MESSAGE.index, ("flags", "hash"))
+SIZE, FLAGS, HASH = map(MESSAGE.index, ("size", "flags", "hash"))
 TRIES = 8
 UNSETTLED = ("flags", "saved")
 # What two manifests are not compared in: the text is read to be compared.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import BinaryIO, TypeVar
 
     Result = TypeVar("Result")
@@ -94,6 +94,15 @@ RETRIES = "retrying after"
 
 class Fault(Exception):
     """restic could not do what it was asked."""
+
+
+def literal(path: str) -> str:
+    r"""Return *path* for a pattern of restic's that means just this.
+
+    >>> literal("/srv/a*b")
+    '/srv/a\\*b'
+    """
+    return "".join(f"\\{letter}" if letter in "*?[\\" else letter for letter in path)
 
 
 def is_damage(line: str) -> bool:
@@ -262,6 +271,16 @@ class Restic:
             if process.returncode:
                 raise Fault(meaning(f"{text_of(out)}\n{text_of(errors)}{note}", process.returncode))
             return text_of(out)
+
+    def restore(self, snapshot: str, target: Path, paths: Iterable[str], unless: threading.Event | None = None) -> None:
+        """Bring *paths* of *snapshot* to *target*, *unless* that is set; raise Fault. `links.restore` says what it makes of links."""
+        includes = [word for path in paths for word in ("--include", literal(path))]
+        self.run("restore", snapshot, "--target", str(target), *includes, unless=unless)
+
+    def listed(self, snapshot: str, directories: list[str]) -> Iterator[dict]:
+        """Yield what *snapshot* says of each file and directory below *directories*; raise Fault."""
+        rows = map(parsed, self.lines("ls", "--recursive", snapshot, *directories))
+        yield from (row for row in rows if row.get("struct_type") == "node")
 
     def unlock(self) -> None:
         """Remove the locks of processes that are dead, and no others; raise Fault."""

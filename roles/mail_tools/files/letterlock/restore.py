@@ -24,10 +24,9 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from letterlock import backup, keystore, manifest, parts, session_key, stored
+from letterlock import backup, keystore, links, manifest, parts, session_key, stored
 from letterlock.accounts import place_of
 from letterlock.batches import chunks
 from letterlock.doveadm import ACCOUNTS_AT_ONCE, ENVIRONMENT, Doveadm, Failed, any_of, in_mailbox, looking_at, uid_set
@@ -36,6 +35,7 @@ from letterlock.restic import Fault, Restic
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
 # Differences that are shown of an account.
 SHOWN = 5
@@ -43,9 +43,6 @@ SHOWN = 5
 MESSAGES_AT_ONCE = 1000
 # Where what came in since a loss waits until it is added again, below the mail's root.
 ASIDE = ".letterlock-aside"
-# The first restic that keeps the files which an interrupted restore brought. 0.14 writes all of them anew, and removes hard links
-# that are there already without making them again: https://github.com/restic/restic/blob/v0.14.0/internal/restorer/restorer.go
-GOES_ON = (0, 17)
 
 
 @dataclass(frozen=True)
@@ -157,6 +154,7 @@ class Restore:
             self.place_state(stage)
             for account in keystore.bring_back(stage / "state" / "keys", {each["account"] for each in wanted}):
                 self.say(f"brought back the keys of {account}")
+            self.end_sessions(wanted)
         gone = self.gone(stage)
         for each in wanted:
             self.bring_back(each, wish, gone[each["account"]], dry_run=dry_run)
@@ -175,6 +173,7 @@ class Restore:
                 self.fetch(backup.STAGE)
                 wanted = self.manifests(stage, wish)
                 self.repository = self.restic.identity()
+                parts.join(stage / "indexes")
             except BaseException:
                 refused.set()
                 if mail:
@@ -196,10 +195,12 @@ class Restore:
     def make_scratch(self) -> None:
         """Make the scratch directory, which the mail user can read, and remove what it can't go on with."""
         owner = self.settings.mail_root.stat()
-        usable = {self.scratch} if self.restic.version() >= GOES_ON else set()
+        usable = {self.scratch} if self.restic.version() >= links.RELINKS else set()
         # What is in it, and not the directory itself: a mount there can't be removed.
         for other in set(self.scratches.iterdir()) - usable if self.scratches.is_dir() else ():
             shutil.rmtree(other)
+        if self.scratch.is_dir():
+            links.unlink(self.scratch)
         for directory in (self.scratches, self.scratch):
             directory.mkdir(mode=0o700, exist_ok=True)
             os.chown(directory, owner.st_uid, owner.st_gid)
@@ -241,17 +242,15 @@ class Restore:
     def fetch(self, *paths: Path, unless: threading.Event | None = None) -> None:
         """Let restic bring *paths* of the snapshot, *unless* that is set; what an interrupted restore brought is checked and kept."""
         self.say(f"fetches {', '.join(map(str, paths))} of snapshot {self.snapshot['short_id']}, {self.host}, {self.snapshot['time'][:19]}")
-        includes = [word for path in paths for word in ("--include", backup.literal(str(path)))]
-        self.restic.run("restore", self.snapshot["id"], "--target", str(self.scratch), *includes, unless=unless)
+        links.restore(self.restic, self.snapshot["id"], self.scratch, paths, unless)
 
     def lay_indexes(self, stage: Path) -> None:
-        """Lay the indexes over the mail that they belong to."""
+        """Lay the indexes over the mail that they belong to: moved, because writes wait while the mail goes to the disk."""
         root = self.inside(self.settings.mail_root)
         for indexes in sorted((stage / "indexes").glob("*/*")):
             target = root / indexes.relative_to(stage / "indexes")
             if target.is_dir():
-                parts.join(indexes)
-                shutil.copytree(indexes, target, dirs_exist_ok=True, copy_function=copy_with_owner)
+                shutil.copytree(indexes, target, dirs_exist_ok=True, copy_function=os.replace)
 
     def place_state(self, stage: Path) -> None:
         """Bring the ledger and what runs remember back where this host has none yet."""
@@ -287,6 +286,11 @@ class Restore:
             if account in keystore.accounts() and account not in self.keys:
                 self.outcome.differences.append(f"{account}: its mail is encrypted; to add to it, name it alone, with --password")
 
+    def end_sessions(self, manifests: list[dict]) -> None:
+        """End the sessions of accounts whose home is gone; whoever begins one from now on makes a new home, and is met by `place`."""
+        accounts = [each["account"] for each in manifests if not (self.settings.mail_root / place_of(each["account"])).exists()]
+        Doveadm().batch([kick(account) for account in accounts])
+
     def has_lost(self, wanted: dict, home: Path) -> bool:
         """Tell whether an account has none of the mailboxes that held its mail any more, and so gets its home as it was."""
         if not has_mail(home):
@@ -307,8 +311,8 @@ class Restore:
             directory.mkdir(mode=0o700, exist_ok=True)
             os.chown(directory, owner.st_uid, owner.st_gid)
         while source.is_dir():
-            Doveadm().batch([("kick", {"mask": [account]})])
             if home.exists():
+                Doveadm().batch([kick(account)])
                 home.rename(beside / str(len(list(beside.iterdir()))))
             try:
                 source.rename(home)
@@ -506,20 +510,17 @@ def doveadm_run(*arguments: str, key: str = "") -> str:
     return done.stdout
 
 
+def kick(account: str) -> tuple[str, dict]:
+    """Return the command that ends the sessions of *account*."""
+    return "kick", {"mask": [account]}
+
+
 def has_mail(home: Path) -> bool:
     """Tell whether any message lies below *home*, in either format."""
     return any(
         name.startswith("u.") or os.path.basename(folder) in ("cur", "new")  # noqa: PTH119  # may be many
         for folder, _, names in os.walk(home) for name in names
     )
-
-
-def copy_with_owner(source: str, target: str) -> str:
-    """Copy a file with its times, mode and owner."""
-    shutil.copy2(source, target)
-    status = Path(source).stat()
-    os.chown(target, status.st_uid, status.st_gid)
-    return target
 
 
 def lines(outcome: Outcome, *, dry_run: bool) -> Iterator[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from letterlock import backup, drill, marks, plan, policies, restic, restore, stored
+from letterlock import backup, drill, links, marks, plan, policies, restic, restore, stored
 
 DBOX = b"2 M1e C6b05ebfb\n\x01\x02N          %016x\n%s\n\x01\x03\nG00\n\n"
 
@@ -179,3 +179,28 @@ def test_a_drill_that_compared_nothing_proves_nothing():
 def test_what_restic_says_means_the_nearest_fault(said, meant):
     """A repository out of reach is not one that is not there, or a new one would be made."""
     assert restic.meaning(said, 1).startswith(meant)
+
+
+def test_what_restic_made_one_is_fetched_apart(tmp_path):
+    """Files that differ in the snapshot come in one round each; links that are links stay; what was lost comes last, each by itself."""
+    for name in ("a", "lost", "z"):
+        (tmp_path / "mail" / name).mkdir(parents=True)
+    message, wrong, right = (tmp_path / "mail" / name for name in ("z/1", "a/list", "z/2"))
+    message.write_text("message")
+    wrong.hardlink_to(message)
+    right.hardlink_to(message)
+    rows = [
+        {"path": f"/mail/{name}", "type": "file", "size": size, "mtime": "m", "ctime": "c"}
+        for name, size in {"a/list": 3, "z/1": 7, "z/2": 7, "lost/1": 4}.items()
+    ]
+    asked = []
+
+    def bring(_snapshot, target, paths):
+        asked.append(sorted(paths))
+        for path in paths:
+            Path(f"{target}{path}").write_text(path)
+
+    engine = SimpleNamespace(restore=bring, listed=lambda _snapshot, _paths: iter(rows), version=lambda: (0, 14))
+    links.separate(engine, "id", tmp_path, [f"/mail/{name}" for name in ("a", "lost", "z")])
+    assert sorted(asked) == [["/mail/a/list"], ["/mail/lost/1"], ["/mail/z/1", "/mail/z/2"]]
+    assert wrong.read_text() == "/mail/a/list"
