@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 import shlex
 import smtplib
 import socket
 import ssl
+import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import clients
+import lane
 import pytest
 import scanning
 from conftest import wait_for
 from scanning import EICAR, message
+
+pytestmark = pytest.mark.requirement("MAL-1")
 
 USER = "ada@letterlock.test"
 
@@ -34,6 +39,7 @@ def refusal(mail, user: str, text: bytes) -> tuple[int, bytes]:
     return refused.value.smtp_code, refused.value.smtp_error
 
 
+@pytest.mark.requirement("LOSS-2")
 def test_clean_mail_arrives_as_it_was(mail):
     """Lines with dots, long lines, eight bits, no body: octet by octet."""
     texts = [
@@ -46,6 +52,7 @@ def test_clean_mail_arrives_as_it_was(mail):
     assert found == texts
 
 
+@pytest.mark.requirement("MAL-1", "MAL-4")
 def test_malware_is_in_quarantine_and_its_user_is_told(mail, scanner):
     """EICAR, in an attachment: not in the mailbox, but sealed; the notice names sender, subject, date and verdict."""
     mail.deliver(USER, message("before"))
@@ -69,6 +76,7 @@ def test_malware_is_in_quarantine_and_its_user_is_told(mail, scanner):
     assert "eve@" not in json.dumps(line)
 
 
+@pytest.mark.requirement("MAL-4")
 def test_show_needs_the_identity_for_what_is_sealed(scanner):
     """Without it the record; with it sender, subject and date. Another identity opens nothing."""
     (item,) = scanner.quarantine(USER)
@@ -103,6 +111,7 @@ def test_several_recipients_each_have_their_own(mail, scanner):
     assert more == [1, 1, 0]
 
 
+@pytest.mark.requirement("MAL-4")
 def test_release_puts_it_back_for_good(mail, scanner):
     """A false positive: back in the mailbox as it was, and not taken again for the same signature, at delivery either."""
     text = message("false alarm", f"{EICAR}\r\n..dots\r\n")
@@ -125,6 +134,34 @@ def test_release_puts_it_back_for_good(mail, scanner):
     assert secret not in scanner.host.check_output("journalctl --no-pager --output cat")
 
 
+@pytest.mark.requirement("MAL-4")
+@pytest.mark.parametrize(("answer", "code"), [("success", 0), ("failure", 1)])
+def test_submit_tells_the_makers(mail, scanner, answer, code):
+    """Clamsubmit brings them the message as it came; only what they took is in the ledger. They are played, for want of the internet."""
+    host, place = scanner.host, "/root/reports"
+    mail.deliver("bob@letterlock.test", message(f"submitted, {answer}", EICAR))
+    item = scanner.quarantine("bob@letterlock.test")[-1]
+    program = shlex.quote((lane.PROJECT / "molecule" / "shared" / "lab" / "reports.py").read_text())
+    host.check_output(
+        f"mkdir -p {place} && cp /etc/hosts {place}/hosts && echo '127.0.0.1 www.clamav.net clamav-site.s3.amazonaws.com' >>/etc/hosts && "
+        f"printf %s {program} >{place}/reports.py && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 "
+        f"-subj /CN=reports -addext 'subjectAltName=DNS:www.clamav.net,DNS:clamav-site.s3.amazonaws.com' "
+        f"-keyout {place}/key.pem -out {place}/ca.pem && cat {place}/key.pem {place}/ca.pem >{place}/both.pem && "
+        f"systemd-run --quiet --collect --unit reports python3 {place}/reports.py {place}/both.pem {answer} {place}/sent"
+    )
+    try:
+        wait_for(lambda: ":443 " in host.check_output("ss -Hltn"))
+        done = scanner.with_identity(f"submit {item['identity']} --name Ops --email ops@example.org", CURL_CA_BUNDLE=f"{place}/ca.pem")
+        sent = host.check_output(f"cat {place}/sent")
+    finally:
+        host.check_output(f"systemctl stop reports; cat {place}/hosts >/etc/hosts; rm -r {place}")
+    assert done.rc == code, done
+    assert f"Subject: submitted, {answer}" in sent
+    assert "Test.Eicar" in sent
+    assert len(scanner.ledger(action="submitted", item=item["identity"])) == (1 if code == 0 else 0)
+
+
+@pytest.mark.requirement("MAL-4", "RET-3")
 def test_delete_and_holds(mail, scanner):
     """An item is deleted by its name; one of an account under a hold is not."""
     for user in (USER, "held@letterlock.test"):
@@ -139,6 +176,7 @@ def test_delete_and_holds(mail, scanner):
     assert unknown.rc == 2
 
 
+@pytest.mark.requirement("MAL-4")
 def test_quarantine_has_a_retention_of_its_own(mail, scanner):
     """After mail_scan_quarantine_keep_for an item goes, by a moved clock; that of a held account stays."""
     mail.deliver("held@letterlock.test", message("kept", EICAR))
@@ -269,6 +307,7 @@ def test_protocol_faults(mail):
     assert "after" in subjects(mail, USER)
 
 
+@pytest.mark.requirement("TLS-6")
 def test_lmtp_speaks_tls_only(mail):
     """The front keeps the promise of dovecot_tls_profile: no cleartext, no old version."""
     address = mail.host["address"], mail.host["lmtp_port"]
@@ -366,6 +405,7 @@ def test_a_full_quarantine_neither_loses_nor_serves(mail, scanner):
     assert "no room" not in subjects(mail, USER)
 
 
+@pytest.mark.requirement("HARD-2", "MAL-1")
 def test_a_scanner_without_memory_defers(mail, scanner):
     """It can't load what it is to judge and says so: 451, not clean; with memory again it goes on."""
     host = scanner.host
@@ -385,6 +425,7 @@ def test_a_scanner_without_memory_defers(mail, scanner):
 # ---- signatures
 
 
+@pytest.mark.requirement("MAL-3")
 def test_new_signatures_come_into_force_by_themselves(mail, scanner):
     """A database is put into the directory: within moments mail is judged by it, and clamd was not restarted for that."""
     pid = scanner.host.check_output("systemctl show --property MainPID --value letterlock-clamd")
@@ -401,6 +442,31 @@ def test_new_signatures_come_into_force_by_themselves(mail, scanner):
     assert scanner.quarantine(USER)[-1]["signature"] == "Test.Today"
 
 
+@pytest.mark.requirement("MAL-3")
+def test_new_signatures_leave_no_gap(mail, scanner):
+    """While they change, each message is taken and each malware found: nothing is deferred."""
+    before, enough, codes = len(scanner.quarantine(USER)), threading.Event(), []
+
+    def deliver() -> None:
+        for number in itertools.takewhile(lambda _: not enough.is_set(), itertools.count()):
+            try:
+                mail.deliver(USER, message("no gap", EICAR if number % 2 else "clean"))
+                codes.append(250)
+            except smtplib.SMTPResponseException as refused:
+                codes.append(refused.smtp_code)
+
+    with ThreadPoolExecutor(1) as pool:
+        delivering = pool.submit(deliver)
+        for number in range(3):
+            scanner.add("gap.ndb", scanning.pattern(f"Test.Gap{number}", f"worm-in-no-gap-{number}"))
+        enough.set()
+        delivering.result()
+    assert set(codes) == {250}
+    assert len(codes) > 10, "too few to prove anything"
+    assert len(scanner.quarantine(USER)) - before == len(codes) // 2
+
+
+@pytest.mark.requirement("MAL-3")
 def test_yara_rules_and_logical_signatures(mail, scanner):
     """The operator's other kinds of databases."""
     scanner.add("own.yar", scanning.yara_rule("OwnRule", "worm-by-rule"))
@@ -413,6 +479,7 @@ def test_yara_rules_and_logical_signatures(mail, scanner):
     scanner.remove("own.yar")
 
 
+@pytest.mark.requirement("MAL-3")
 def test_a_broken_database_is_told_and_its_version_before_stays(mail, scanner):
     """The unit fails, the metric says so, and what the database found before it finds still."""
     number = scanner.number()
@@ -429,6 +496,7 @@ def test_a_broken_database_is_told_and_its_version_before_stays(mail, scanner):
     assert "letterlock_scan_signature_faults 0" in scanner.host.check_output("cat /var/lib/letterlock/metrics/scan.prom")
 
 
+@pytest.mark.requirement("MAL-3")
 def test_old_signatures_are_told(scanner):
     """Older than mail_scan_signatures_age_max: the command fails and says so."""
     done = scanner.host.run("faketime -f +400d letterlock scan status")
@@ -436,6 +504,7 @@ def test_old_signatures_are_told(scanner):
     assert "mail_scan_signatures_age_max" in done.stderr
 
 
+@pytest.mark.requirement("HARD-1")
 def test_the_scanners_are_shut_in(host):
     """Sandboxes, memory limits, and Debian's own units silent."""
     for unit, ceiling in (("letterlock-clamd", 2.0), ("letterlock-lmtp", 2.5), ("letterlock-signatures", 2.5)):

@@ -13,6 +13,8 @@ import scanning
 from conftest import wait_for
 from scanning import message
 
+pytestmark = pytest.mark.requirement("MAL-2")
+
 USER, NEIGHBOUR, POP = "ada@letterlock.test", "bob@letterlock.test", "grace@example.test"
 # Asks the gate as Dovecot does, and prints the shortest time, in seconds.
 ASK = """python3 - <<'END'
@@ -28,8 +30,8 @@ for _ in range(20):
     best = min(best, time.monotonic() - begun)
 print(best)
 END"""
-# Brings messages into an account that no scanner has seen.
-FILL = """python3 - <<'END'
+# Brings messages into an account that no scanner has seen: by an import, and into a Maildir, where that takes minutes, as files.
+FILL = {"sdbox": """python3 - <<'END'
 import os, shutil, subprocess
 for folder in ("cur", "new", "tmp"):
     os.makedirs(f"/srv/fill/{{folder}}")
@@ -40,7 +42,17 @@ subprocess.run(["chown", "-R", "vmail:", "/srv/fill"], check=True)
 done = subprocess.run(["doveadm", "-o", "mail_fsync=never", "import", "-u", "{account}", "maildir:/srv/fill", "", "all"])
 shutil.rmtree("/srv/fill")
 raise SystemExit(done.returncode)
-END"""
+END""", "maildir": """setpriv --reuid vmail --regid vmail --clear-groups python3 - <<'END'
+import os
+os.umask(0o077)
+home = "{root}/" + "/".join(reversed("{account}".split("@")))
+for folder in ("cur", "new", "tmp"):
+    os.makedirs(f"{{home}}/Maildir/{{folder}}", exist_ok=True)
+for number in range({count}):
+    with open(f"{{home}}/Maildir/cur/{{number}}.M1.fill:2,", "w") as file:
+        file.write(f"Subject: {{number}}\\n\\nNothing.\\n")
+END
+doveadm mailbox status -u {account} messages INBOX"""}
 # Has Dovecot encrypt with a key that nobody has the other half of.
 SEALS = {
     "2.3": lambda key: [
@@ -123,6 +135,7 @@ def test_the_gate_takes_what_became_malware(mail, scanner, no_sweep):
     assert (item["stage"], item["flags"]) == ("gate", ["\\Answered"])
 
 
+@pytest.mark.requirement("MAL-4")
 def test_a_release_keeps_mailbox_flags_and_dates(mail, scanner, no_sweep):
     """A false positive of a folder with a UTF-8 name: back there, and not taken again by gate or sweep for the same signature."""
     (item,) = [item for item in scanner.quarantine(USER) if item["mailbox"] == "Entwürfe"]
@@ -154,6 +167,7 @@ def test_partial_fetches_of_a_session_that_comes_late(mail, scanner, no_sweep):
             assert client.uid("FETCH", uid, f"(BODY.PEEK[2]<{start}.1024>)")[1] == [None]
 
 
+@pytest.mark.requirement("MAL-2", "RET-2")
 def test_the_relay_of_retention_stands_behind_the_gate(mail, scanner):
     """What POP3 fetched goes, as without a gate."""
     mail.deliver(POP, message("fetched"))
@@ -229,12 +243,11 @@ def test_over_budget_the_session_goes_on_and_the_sweep_takes_the_rest(mail, scan
     site.converge()
 
 
-def test_a_mailbox_of_100000(mail, scanner, no_sweep):
+def test_a_mailbox_of_100000(mail, scanner, no_sweep, declared):
     """None of it ever judged: within the budget, and the time to list it, a session begins, without the newest, which is malware."""
-    host = scanner.host
-    # To bring them into a Maildir takes minutes.
-    count = 20_000 if "maildir" in host.check_output("doveconf -n") else 100_000
-    host.check_output(FILL.format(account=LARGE, count=count))
+    host, count = scanner.host, 100_000
+    mail_format = "maildir" if "maildir" in host.check_output("doveconf -n") else "sdbox"
+    host.check_output(FILL[mail_format].format(account=LARGE, count=count, root=declared["mail_root"]))
     mail.deliver(LARGE, message("newest", "worm-at-the-top"))
     scanner.add("top.ndb", scanning.pattern("Test.Top", "worm-at-the-top"))
     try:
@@ -278,6 +291,19 @@ def test_the_sweep_takes_what_no_session_asks_for(mail, scanner):
     assert "letterlock_scan_last_sweep_timestamp_seconds" in scanner.host.check_output("cat /var/lib/letterlock/metrics/scan.prom")
 
 
+def test_the_sweep_gives_way_to_people(mail, scanner, no_sweep):
+    """While somebody waits for a delivery or a login the sweep judges nothing; afterwards it goes on."""
+    host = scanner.host
+    for number in range(5):
+        mail.deliver(NEIGHBOUR, message(f"later-{number}", "w" * 100))
+    scanner.add("way.ndb", scanning.pattern("Test.Way", "no message has this, either"))
+    # As the front and the gate hold it, and for less than the sweep's patience.
+    waits = "(flock --shared /var/lib/letterlock/scan/people sleep 4; touch /root/served)"
+    said = host.check_output(f"rm -f /root/served; {waits} & sleep 0.5; letterlock scan sweep && stat /root/served")
+    assert int(re.search(r"(\d+) messages judged", said).group(1)) >= 5
+    host.check_output("rm /root/served")
+
+
 def test_a_sweep_goes_on_where_it_was_killed(mail, scanner, no_sweep):
     """Killed in the middle: what was judged stays so, nothing is taken twice or lost."""
     for number in range(30):
@@ -317,6 +343,7 @@ def test_what_can_not_be_read_is_not_taken_for_clean(mail, scanner, no_sweep, de
     assert scanner.quarantine(NEIGHBOUR)[-1]["signature"] == "Test.Closed"
 
 
+@pytest.mark.requirement("MAL-2", "REST-1")
 def test_mail_that_its_user_alone_can_read(mail, scanner, no_sweep, site):
     """The sweep passes it over and says so; the gate serves nothing that was never judged."""
     host = scanner.host

@@ -11,6 +11,8 @@ import pytest
 from conftest import wait_for
 from scanning import EICAR, message
 
+pytestmark = pytest.mark.requirement("MAL-5")
+
 USER = "bob@letterlock.test"
 # https://spamassassin.apache.org/gtube/ ; in two parts, so that this file itself is none.
 GTUBE = "XJS*C4JDBQADN1.NSBN3*2IDNEN*GTUBE-STANDARD-" + "ANTI-UBE-TEST-EMAIL*C.34X"
@@ -93,6 +95,7 @@ def test_without_rspamd_mail_is_deferred(mail, host):
     assert found(mail, "INBOX", "asked")
 
 
+@pytest.mark.requirement("HARD-1")
 def test_rspamd_is_shut_in(host):
     """No port, no history on the disk, a sandbox and memory limits; the distribution's own units silent."""
     listening = host.check_output("ss -Hltn")

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import shlex
 import smtplib
 
 import clients
 import pytest
+import scanning
 from conftest import wait_for
 from scanning import EICAR, message
 
+pytestmark = pytest.mark.requirement("OPS-3")
+
 USER = "bob@letterlock.test"
+MIRROR_URL = "http://127.0.0.1:8998"
+MIRROR = (
+    "mkdir -p /srv/mirror && systemd-run --quiet --unit mirror --property WorkingDirectory=/srv/mirror "
+    "python3 -m http.server --bind 127.0.0.1 8998"
+)
+SOON = "/run/systemd/system/letterlock-freshclam.timer.d"
+
+
+def publish(host, text: str) -> None:
+    """Put a database on the mirror, newer than what was there."""
+    host.check_output(f"printf %s {shlex.quote(text)} >/srv/mirror/mirror.ndb")
 
 
 def test_a_second_run_changes_nothing(site, mail):
@@ -20,6 +35,7 @@ def test_a_second_run_changes_nothing(site, mail):
     assert checked.changed(mail.host["name"]) == 0
 
 
+@pytest.mark.requirement("MAL-1")
 def test_other_policies(site, mail, scanner):
     """Reject answers 5xx, makes no bounce and keeps nothing; deliver_unscanned lets mail in while clamd is away."""
     site.converge(mail_scan_malware="reject", mail_scan_unavailable="deliver_unscanned")
@@ -43,6 +59,7 @@ def test_other_policies(site, mail, scanner):
     site.converge()
 
 
+@pytest.mark.requirement("OPS-1")
 def test_bad_variables_are_refused_all_at_once(site):
     """Before anything changes, with every fault and its variable."""
     run = site.run(
@@ -57,6 +74,7 @@ def test_bad_variables_are_refused_all_at_once(site):
         assert part in run.output, part
 
 
+@pytest.mark.requirement("MAL-4")
 def test_the_quarantine_is_in_backups(store, scanner, mail):
     """It comes back with what was released, on a host that has lost it."""
     mail.deliver(USER, message("to be backed up", EICAR))
@@ -75,6 +93,7 @@ def test_the_quarantine_is_in_backups(store, scanner, mail):
     assert host.file("/var/lib/letterlock/released.sqlite").exists
 
 
+@pytest.mark.requirement("RET-6")
 def test_an_erased_account_leaves_nothing_in_quarantine(site, mail, scanner):
     """The right to erasure covers it, and the ledger says so."""
     user = "grace@example.test"
@@ -87,11 +106,12 @@ def test_an_erased_account_leaves_nothing_in_quarantine(site, mail, scanner):
     site.converge()
 
 
+@pytest.mark.requirement("MAL-3")
 def test_a_mirror_without_signatures_is_told(site, mail, scanner):
     """Freshclam runs in its sandbox, and fails; the operator's own databases judge on, and the status says what is missing."""
     host = scanner.host
-    host.check_output("systemd-run --quiet --unit mirror --property WorkingDirectory=/mnt python3 -m http.server --bind 127.0.0.1 8998")
-    site.converge(mail_scan_freshclam=True, mail_scan_freshclam_mirror="http://127.0.0.1:8998")
+    host.check_output(MIRROR)
+    site.converge(mail_scan_freshclam=True, mail_scan_freshclam_mirror=MIRROR_URL)
     assert host.run("systemctl start letterlock-freshclam").rc == 1
     assert '"GET /daily.cvd' in host.check_output("journalctl --unit mirror --no-pager --output cat")
     said = host.check_output("journalctl --unit letterlock-freshclam --no-pager --output cat --lines 20")
@@ -106,6 +126,36 @@ def test_a_mirror_without_signatures_is_told(site, mail, scanner):
     site.converge()
     host.check_output("systemctl reset-failed letterlock-freshclam letterlock-signatures; systemctl start letterlock-signatures")
     assert host.run("letterlock scan status").rc == 0
+
+
+@pytest.mark.requirement("MAL-3")
+def test_freshclam_fetches_from_a_mirror_of_ones_own_by_its_timer(site, mail, scanner):
+    """What the mirror gets is fetched, comes into force and judges; a broken version doesn't take its place."""
+    host = scanner.host
+    host.check_output(MIRROR)
+    publish(host, scanning.pattern("Test.Mirror", "mirror-worm"))
+    urls = [f"{MIRROR_URL}/mirror.ndb"]
+    site.converge(mail_scan_freshclam=True, mail_scan_freshclam_official=False, mail_scan_freshclam_urls=urls)
+    mail.deliver(USER, message("before the timer", "mirror-worm"))
+    number = scanner.number()
+    # The timer has its minute and a random delay of up to twenty; the test can't wait for either.
+    host.check_output(
+        f"mkdir -p {SOON} && printf '[Timer]\\nOnActiveSec=\\nOnActiveSec=1s\\nRandomizedDelaySec=0\\n' >{SOON}/soon.conf "
+        "&& systemctl daemon-reload && systemctl restart letterlock-freshclam.timer"
+    )
+    wait_for(lambda: scanner.number() > number, 60)
+    # It was fetched, so the sweep that follows finds what came before.
+    wait_for(lambda: any(item["signature"] == "Test.Mirror" for item in scanner.quarantine(USER)), 60)
+    assert host.run("letterlock scan status").rc == 0
+    publish(host, "Test.Broken:0:*:no hexadecimal\n")
+    host.run("systemctl start letterlock-freshclam")
+    scanner.refresh()
+    before = len(scanner.quarantine(USER))
+    mail.deliver(USER, message("after the broken one", "mirror-worm"))
+    assert len(scanner.quarantine(USER)) == before + 1
+    host.check_output(f"systemctl stop mirror; rm -r {SOON}; systemctl daemon-reload")
+    site.converge()
+    host.check_output("rm /var/lib/clamav/mirror.ndb; systemctl reset-failed; systemctl start letterlock-signatures")
 
 
 def test_switched_off_nothing_is_left(site, mail, scanner):
@@ -131,6 +181,7 @@ def test_switched_off_nothing_is_left(site, mail, scanner):
     assert not any(b"judged again" in text and b"Auto-Submitted" not in text for text in clients.imap_messages(*mail.login(USER)))
 
 
+@pytest.mark.requirement("OPS-4")
 def test_the_host_is_whole(host):
     """No unit failed; for a sweep that a restart of Dovecot ended the next one makes up."""
     host.check_output("systemctl start letterlock-sweep.service")

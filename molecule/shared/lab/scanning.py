@@ -79,10 +79,11 @@ class Scanner:
         """Return the items of *account*, the oldest first."""
         return json.loads(self.host.check_output(f"letterlock quarantine list --json --account {account}"))
 
-    def with_identity(self, command: str):
+    def with_identity(self, command: str, **environment: str):
         """Run a command of `letterlock quarantine` with the operator's identity, which only standard input carries."""
         identity = (self.lab / IDENTITY).read_text()
-        return self.host.run(f"printf %s {shlex.quote(identity)} | letterlock quarantine {command} --identity -")
+        words = " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())
+        return self.host.run(f"printf %s {shlex.quote(identity)} | {words} letterlock quarantine {command} --identity -")
 
     def ledger(self, **wanted: object) -> list[dict]:
         """Return the lines of the ledger that hold all that is *wanted*, after what is not yet in it was brought there."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import sys
 import time
@@ -34,11 +35,12 @@ from letterlock.accounts import place_of
 from letterlock.age import NotSealed
 from letterlock.batches import read_lines
 from letterlock.doveadm import Doveadm, Failed
-from letterlock.durations import DAY, show_duration
-from letterlock.ledger import Broken, Ledger
+from letterlock.durations import DAY, parse_duration, show_duration
+from letterlock.ledger import Broken, Ledger, write_durably
 from letterlock.plan import Planner
 from letterlock.retention import Refused, Run, read_state, write_state
 from letterlock.runs import one_run
+from letterlock.tally import OLDEST
 
 EX_TEMPFAIL = 75
 
@@ -59,6 +61,7 @@ def report(run: Run, seconds: float) -> int:
         f"{tally.kept} stayed after all, {len(tally.failures)} failures, {seconds:.1f} s, ledger {run.ledger.sequence} {run.ledger.hash}"
     )
     names = [policy.name for policy in run.settings.policies]
+    write_oldest(run, names)
     write_metrics(run, {
         "examined": {name: tally.examined[name] for name in names}, "expunged": {name: tally.expunged[name] for name in names},
         "expunged_bytes": {name: tally.octets[name] for name in names},
@@ -67,6 +70,15 @@ def report(run: Run, seconds: float) -> int:
         **({} if tally.failures else {"last_success_timestamp_seconds": int(run.now)}),
     })
     return int(bool(tally.failures))
+
+
+def write_oldest(run: Run, names: list[str]) -> None:
+    """Write down in which mailboxes the oldest mail lies that stays under the policies of these *names*, for those who verify."""
+    found = [
+        {"policy": name, "account": account, "mailbox": mailbox, "seconds": int(run.now - saved)}
+        for name in names for (account, mailbox), saved in run.tally.nearest(name).items()
+    ]
+    write_durably(run.settings.state_directory / OLDEST, json.dumps({"at": int(run.now), "mailboxes": found}).encode(), 0o600)
 
 
 def write_metrics(run: Run, last_run: dict) -> None:
@@ -84,6 +96,7 @@ def retention_run(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     with one_run(writes=not arguments.dry_run) as run:
         if arguments.dry_run:
+            run.now -= arguments.late
             for line in run.dry_run():
                 print(line)
             for failure in run.tally.failures:
@@ -278,6 +291,9 @@ def parser() -> argparse.ArgumentParser:
     area = areas.add_parser("retention", help="policies and their runs").add_subparsers(required=True, metavar="COMMAND")
     run = command(area, "run", retention_run, "Run the policies for all accounts.")
     run.add_argument("--dry-run", action="store_true", help="say exactly what would go, and change nothing")
+    run.add_argument(
+        "--late", type=parse_duration, default=0, metavar="DURATION", help="with --dry-run: only what should have gone so long ago",
+    )
     run.add_argument("--acknowledge", metavar="WORD", help="go on after a refusal, with the word that it printed")
     command(area, "fetched", retention_fetched, "Expunge what POP3 sessions fetched, as the policies say.")
     explain = command(area, "explain", retention_explain, "Say which policy holds for a mailbox, and why.")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from letterlock import fetched, keystore
 from letterlock.quarantine import Quarantine
+from letterlock.tally import OLDEST
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +49,8 @@ def erase(run: Run, account: str, home: Path) -> str:
         home.rename(doomed)
         shutil.rmtree(doomed)
     keystore.remove(account)
+    # The next run writes it anew, without this account.
+    (run.settings.state_directory / OLDEST).unlink(missing_ok=True)
     records = fetched.forget(run.settings.spool, account)
     line = run.ledger.sequence
     quarantine = Quarantine([])

@@ -215,7 +215,7 @@ class Expunger:
             if remaining:
                 uid = min(remaining)
                 first = remaining[uid]
-                tally.note_oldest(line.get("policies", []), int(first["date.saved.unixtime"]))
+                tally.note_oldest(line.get("policies", []), int(first["date.saved.unixtime"]), (line["account"], line["mailbox"]))
                 if not line.get("sampled", True):
                     self.run.marks.note(line["key"], (line["account"], line["mailbox"]), None, {uid: first["guid"]})
             for uid, policy, _, about in line["going"]:

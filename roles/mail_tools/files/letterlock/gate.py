@@ -83,14 +83,15 @@ class Gate:
         messages = list(messages_of(self.account, {status["guid"]: status["mailbox"] for status, _ in boxes}, rows))
         numbers = self.judged.numbers([message.guid for message in messages])
         left = [message for message in messages if numbers.get(message.guid, 0) < self.number or not self.number]
-        return sorted(left, key=lambda each: -each.saved), {each.guid for each in left if each.guid not in numbers}
+        # Of what came within one second, or was brought in with one date, the last has the highest UID.
+        return sorted(left, key=lambda each: (-each.saved, -each.uid)), {each.guid for each in left if each.guid not in numbers}
 
     def judge(self, boxes: list[tuple[dict, Box]]) -> bool:
         """Judge what is news in *boxes*, and remember them; return whether nothing is left. Raises Refused."""
         messages, never = self.wanted(boxes)
         outcome = Outcome()
         try:
-            self.judge_in_time(messages, never, outcome)
+            in_time = self.judge_in_time(messages, never, outcome)
         except Unavailable as why:
             if never and not self.settings.gate.serves_unjudged:
                 raise Refused(f"{len(never)} messages were never judged, and the scanner gives no verdict: {why}") from why
@@ -104,7 +105,7 @@ class Gate:
             raise Refused(f"{len(outcome.sealed)} messages are encrypted with a key that the gate does not have")
         judged = {message.key for message in [*outcome.clean, *(message for message, _ in outcome.taken)]}
         left = [message for message in messages if message.key not in judged]
-        if not left or not self.still_there(left):
+        if not left or (in_time and not self.still_there(left)):
             self.judged.note_boxes([
                 (self.account, status["guid"], Box(box.validity, int(status["uidnext"]), self.number, box.sweep)) for status, box in boxes
             ])
@@ -113,8 +114,11 @@ class Gate:
             raise Refused(f"judging took longer than {LONGEST_SECONDS} s")
         return False
 
-    def judge_in_time(self, messages: list[Message], never: set[str], outcome: Outcome) -> None:
-        """Judge *messages*, those that *never* were first, as many as the budget allows; raise Unavailable."""
+    def judge_in_time(self, messages: list[Message], never: set[str], outcome: Outcome) -> bool:
+        """Judge *messages*, those that *never* were first, as many as the budget allows; return whether it came to the end.
+
+        Raises Unavailable.
+        """
         if messages and not self.number:
             raise Unavailable("there are no signatures")
         begun, wanted = time.monotonic(), self.settings.gate
@@ -123,15 +127,17 @@ class Gate:
         left = sorted(messages, key=lambda each: each.guid not in never)
         count = FIRST_PART
         while left:
-            # In parts that grow, because doveadm reads a part in its own order, and the newest come first.
+            # In parts that grow, because doveadm reads a part in its own order, and the newest come first. Those are judged whatever
+            # the budget: to open a large Maildir alone may take longer.
             some, left = left[:count], left[count:]
             owed = self.settings.deliver_unscanned and not never.isdisjoint(message.guid for message in some)
-            seconds = LONGEST_SECONDS if wanted.waits or owed else wanted.budget
+            seconds = LONGEST_SECONDS if wanted.waits or owed or count == FIRST_PART else wanted.budget
             if time.monotonic() - begun >= seconds:
-                return
+                return False
             with people.first():
                 outcome.add(judge.judge(some, WORKERS, lambda seconds=seconds: time.monotonic() - begun < seconds))
             count *= 2
+        return True
 
     def still_there(self, messages: list[Message]) -> bool:
         """Tell whether any of *messages*, which were not judged, is still there."""

@@ -287,7 +287,8 @@ class Planner:
             with self.run.mutex:
                 for mailbox in mailboxes:
                     if mailbox not in due and mailbox.first_saved is not None:
-                        self.run.tally.note_oldest([policy.name for policy in mailbox.policies], mailbox.first_saved)
+                        names = [policy.name for policy in mailbox.policies]
+                        self.run.tally.note_oldest(names, mailbox.first_saved, (account, mailbox.name))
             if due:
                 # What a restore added is found by its UIDs, which are each account's own.
                 alone = account if any(mailbox.key in memory.saved for mailbox in due) else ""
@@ -440,7 +441,8 @@ class Planner:
             staying = [message for message in messages if message.uid not in going]
             dates = [message.saved for message in staying] + [mailbox.first_saved] * (not going and mailbox.first_saved is not None)
             if dates:
-                look.notes.append((self.run.tally.note_oldest, ([policy.name for policy in mailbox.policies], min(dates))))
+                names = [policy.name for policy in mailbox.policies]
+                look.notes.append((self.run.tally.note_oldest, (names, min(dates), (account, mailbox.name))))
             guids = {message.uid: about[message.uid].get("guid") for message in staying}
             known = self.remember_samples(look, mailbox, guids, going=bool(going))
             until = self.run.now if going and not mailbox.plain else self.quiet_until(mailbox, staying, look.ahead)

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # The first descriptor that systemd passes: sd_listen_fds(3).
 FIRST_LISTENER = 3
+# What clamsubmit says when its makers have it.
+SUBMITTED = "Submission success!"
 
 
 def write_metrics(wanted: scan_settings.ScanSettings, **news: float) -> None:
@@ -248,11 +250,14 @@ def submit(arguments: argparse.Namespace) -> int:
         file.write(message.read())
         file.flush()
         done = subprocess.run(
-            ["clamsubmit", "-p", file.name, "-N", arguments.name, "-e", arguments.email], stdin=subprocess.DEVNULL, check=False,
+            ["clamsubmit", "-p", file.name, "-V", item.signature, "-N", arguments.name, "-e", arguments.email],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False,
         )
-    if done.returncode:
-        print(f"FAILED clamsubmit: exit code {done.returncode}", file=sys.stderr)
+    # It ends with 0 after some faults, too.
+    if done.returncode or SUBMITTED not in done.stdout:
+        print(f"FAILED clamsubmit: exit code {done.returncode}: {done.stdout.strip()}", file=sys.stderr)
         return 1
+    print(f"submitted {item.identity} as a false positive of {item.signature}")
     with one_run() as run:
         quarantine().note(item, "submitted")
         quarantine().record(run)
