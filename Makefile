@@ -17,7 +17,7 @@ export LC_ALL := C.UTF-8
 
 HOST ?= deb12
 
-.PHONY: help up down ssh test lint unit drill bench docs lock clean requirements
+.PHONY: help up down ssh test lint unit drill verify drift bench docs lock clean requirements
 
 help: ## Say what each target does
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,8 +59,15 @@ drill: requirements ## Back hosts up, restore them to fresh ones, read every mes
 bench: requirements ## Measure speed and served load; writes .lab/bench.json
 	@python molecule/shared/lab/bench.py
 
-docs: requirements ## Write the README's reference of variables from argument_specs
+verify: requirements ## Ask hosts whether they meet what they claim: make verify INVENTORY=... [LIMIT=host]; changes nothing
+	@python molecule/shared/verify/verify.py $(foreach one,$(INVENTORY),--inventory=$(one)) $(if $(LIMIT),--limit=$(LIMIT))
+
+drift: requirements ## Find what was changed by hand: make drift INVENTORY=... [LIMIT=host]; 0 in line, 2 drift, 1 error; changes nothing
+	@python molecule/shared/verify/drift.py $(foreach one,$(INVENTORY),--inventory=$(one)) $(if $(LIMIT),--limit=$(LIMIT))
+
+docs: requirements ## Write the README's reference of variables and docs/requirements.md from their sources
 	@python docs/reference.py
+	@python molecule/shared/verify/catalogue.py
 
 lock: ## Resolve the requirements anew and write the locked lists
 	@python3 requirements/install.py --lock

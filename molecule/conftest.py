@@ -10,25 +10,29 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-PROJECT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(PROJECT / "molecule" / "shared" / "lab"))
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-import clients  # noqa: E402  # found only on the path that the line above adds
-from scanning import Scanner  # noqa: E402  # so is this
-from store import Store  # noqa: E402  # and this
+sys.path.insert(0, str(Path(__file__).resolve().parent / "shared" / "lab"))
 
-ACCESS_FILE = PROJECT / ".lab" / "access_test.json"
+import clients  # found only on the path that the line above adds
+import lane  # so is this
+from scanning import Scanner  # and this
+from store import Store  # and this
+from verifying import Verifier  # and this
+
 PLAYBOOK_SECONDS = 600
 
 
 @pytest.fixture(scope="session")
 def access() -> dict:
     """Return how to reach the hosts, and what the inventory declared."""
-    return clients.read_access(ACCESS_FILE)
+    return clients.read_access(lane.ACCESS_FILE)
 
 
 @pytest.fixture
@@ -72,6 +76,32 @@ def mail(host, access: dict) -> Mail:
 
 
 @pytest.fixture
+def container(mail: Mail) -> Callable[..., None]:
+    """Return what podman does with the machine under testinfra's `host`: `container("kill", "--signal", "KILL")`."""
+    def podman(*arguments: str) -> None:
+        command = [lane.PROJECT / "molecule" / "shared" / "lab" / "podman", *arguments, lane.container(mail.host["name"])]
+        subprocess.run(command, check=True, capture_output=True)
+
+    return podman
+
+
+@pytest.fixture
+def reboot(host, container) -> Callable[[], None]:
+    """Return what starts the machine under testinfra's `host` anew, and waits until it is reached again."""
+    def answers() -> bool:
+        try:
+            return host.run("true").rc == 0
+        except RuntimeError:
+            return False
+
+    def restart() -> None:
+        container("restart")
+        wait_for(answers, 60)
+
+    return restart
+
+
+@pytest.fixture
 def store(host, mail, declared) -> Store:
     """Return the mail of testinfra's `host`, as its users see it, and the operator's commands."""
     return Store(host, mail, declared)
@@ -80,7 +110,7 @@ def store(host, mail, declared) -> Store:
 @pytest.fixture
 def scanner(host) -> Scanner:
     """Return the scanner of testinfra's `host`, as its operator handles it."""
-    return Scanner(host, PROJECT / ".lab")
+    return Scanner(host, lane.FOLDER)
 
 
 @pytest.fixture
@@ -110,17 +140,17 @@ class Site:
         """Run for the host *name* only."""
         scenario = os.environ["MOLECULE_SCENARIO_DIRECTORY"]
         self.command = [
-            "ansible-playbook", f"--inventory={PROJECT}/inventories/lab",
-            f"--inventory={PROJECT}/molecule/shared/inventory", f"--inventory={scenario}/inventory", f"--limit={name}",
+            "ansible-playbook", f"--inventory={lane.PROJECT}/inventories/lab",
+            f"--inventory={lane.PROJECT}/molecule/shared/inventory", f"--inventory={scenario}/inventory", f"--limit={name}",
         ]
 
     def start(self, *arguments: str, playbook: str = "playbooks/site.yml", **variables: object) -> subprocess.Popen:
         """Start a run with extra *variables* and return its process."""
         # molecule asks its children for colour wherever TERM knows it, and that request is stronger than NO_COLOR.
-        environment = {**os.environ, "ANSIBLE_CONFIG": f"{PROJECT}/ansible.cfg", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}
+        environment = {**os.environ, "ANSIBLE_CONFIG": f"{lane.PROJECT}/ansible.cfg", "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}
         extra = ["--extra-vars", json.dumps(variables)] if variables else []
         return subprocess.Popen(
-            [*self.command, *extra, *arguments, f"{PROJECT}/{playbook}"], env=environment, cwd=PROJECT, text=True,
+            [*self.command, *extra, *arguments, f"{lane.PROJECT}/{playbook}"], env=environment, cwd=lane.PROJECT, text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
 
@@ -141,6 +171,13 @@ class Site:
 def site(mail: Mail) -> Site:
     """Return the playbook for the host under test."""
     return Site(mail.host["name"])
+
+
+@pytest.fixture
+def verifier(mail: Mail, site: Site, tmp_path: Path) -> Verifier:
+    """Return the verification of the host under test, with its first account."""
+    # Without ansible-playbook: its inventories, and the limit.
+    return Verifier(site.command[1:], tmp_path, (mail.user, mail.accounts[mail.user]))
 
 
 def wait_for(condition, seconds: float = 20.0) -> None:

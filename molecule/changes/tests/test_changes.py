@@ -13,6 +13,8 @@ import messages
 import pytest
 from conftest import wait_for
 
+pytestmark = pytest.mark.requirement("OPS-3")
+
 
 def serial(mail, port: str = "imaps_port") -> str:
     """Return the certificate that the running server shows, by a handshake."""
@@ -49,6 +51,7 @@ def is_open(mail, port: str) -> bool:
     return True
 
 
+@pytest.mark.requirement("SURF-1")
 def test_a_protocol_goes_and_comes_back_with_the_mail(host, mail, site):
     """Switched off it is removed and closed; switched on again the same mail is there under the same ids."""
     mail.deliver(mail.user, messages.multipart())
@@ -65,6 +68,7 @@ def test_a_protocol_goes_and_comes_back_with_the_mail(host, mail, site):
     assert messages.multipart() in [clients.without_trace(found) for found in clients.imap_messages(*mail.login())]
 
 
+@pytest.mark.requirement("TLS-4")
 def test_a_changed_certificate_is_what_the_running_server_shows(host, mail, site):
     """Renewal before the end, and a changed list of names, both end in a new handshake."""
     first = serial(mail)
@@ -80,6 +84,7 @@ def test_a_changed_certificate_is_what_the_running_server_shows(host, mail, site
     site.converge()
 
 
+@pytest.mark.requirement("AUTH-3")
 def test_an_account_that_is_disabled_or_removed_loses_its_sessions(host, mail, site):
     """At once: open sessions end, new ones are refused; mail stays until the operator says to delete it."""
     name, password = "guest@letterlock.test", "a guest's password"
@@ -118,6 +123,7 @@ def test_an_account_that_is_disabled_or_removed_loses_its_sessions(host, mail, s
     site.converge()
 
 
+@pytest.mark.requirement("RET-5")
 def test_a_ceiling_stops_a_mass_erasure(host, mail, site):
     """More accounts at once than mail_accounts_erase_max are refused, whatever typo asked for it."""
     accounts = [{"name": user, "password": secret} for user, secret in mail.accounts.items()]
@@ -130,6 +136,7 @@ def test_a_ceiling_stops_a_mass_erasure(host, mail, site):
     assert host.file("/srv/mail/letterlock.test/ada").is_directory
 
 
+@pytest.mark.requirement("AUTH-3")
 def test_a_changed_password_ends_the_sessions_of_the_old_one(mail, site):
     """The old password opens nothing, and whoever was in with it is out."""
     changed = "an altogether new password"
@@ -147,6 +154,7 @@ def test_a_changed_password_ends_the_sessions_of_the_old_one(mail, site):
     wait_for(lambda: uidls(mail))
 
 
+@pytest.mark.requirement("OPS-2")
 def test_a_change_while_accounts_are_asked_for_all_the_time(host, mail, site):
     """As where mail comes in: auth, which looks for a new account once a second, has just looked when the probe logs in."""
     host.check_output(f"systemd-run --quiet --unit busy sh -c 'for n in $(seq 600); do doveadm user {mail.user}; sleep 0.05; done'")
@@ -160,6 +168,7 @@ def test_a_change_while_accounts_are_asked_for_all_the_time(host, mail, site):
     site.converge()
 
 
+@pytest.mark.requirement("SEC-2")
 def test_secrets_reach_no_process_list(host, mail, site):
     """While a password is changed, no process on the host has it, or its hash, among its arguments."""
     secret = "to-be-seen-nowhere"
@@ -177,6 +186,7 @@ def test_secrets_reach_no_process_list(host, mail, site):
     site.converge()
 
 
+@pytest.mark.requirement("AUTH-4")
 def test_two_thousand_sessions_at_once(host, mail, site):
     """Logged in, each in processes of its own; the distribution's default stops at 100 and lets the next one hang."""
     wanted, user, password = 2000, "many@letterlock.test", "many"

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import smtplib
-import subprocess
 import threading
 import time
-from pathlib import Path
 
 import clients
 import messages
 import pytest
-from conftest import PROJECT, wait_for
+from conftest import wait_for
 
-PODMAN = str(Path(PROJECT) / "molecule/shared/lab/podman")
+pytestmark = pytest.mark.requirement("LOSS-1")
 
 
 class Stream(threading.Thread):
@@ -104,13 +102,12 @@ def test_kill_9_of_every_process(host, mail):
     assert_all_there(mail, streams)
 
 
-def test_a_hard_stop_of_the_host(host, mail):
+def test_a_hard_stop_of_the_host(host, mail, container):
     """The host is gone in an instant while mail comes in; it boots, serves by itself, and misses nothing."""
     streams = started(mail, "stopped", 10)
     time.sleep(4)
-    container = f"letterlock-test-{mail.host['name']}"
-    subprocess.run([PODMAN, "kill", "--signal", "KILL", container], check=True, capture_output=True)
-    subprocess.run([PODMAN, "start", container], check=True, capture_output=True)
+    container("kill", "--signal", "KILL")
+    container("start")
     for stream in streams:
         stream.join()
     wait_for(lambda: is_up(mail), 60)

@@ -10,6 +10,8 @@ import clients
 import messages
 import pytest
 
+pytestmark = pytest.mark.requirement("OPS-3")
+
 # Speaks LMTP on the host's own unix socket, as an MTA there would.
 LMTP = "import smtplib,sys; c=smtplib.LMTP('/run/dovecot/lmtp'); print(c.sendmail('s@example.org',[sys.argv[1]],sys.stdin.buffer.read()))"
 
@@ -20,6 +22,7 @@ def deliver(host, recipient: str, message: bytes):
     return host.run(f"printf %s {shlex.quote(message.decode())} | {command}")
 
 
+@pytest.mark.requirement("LOSS-2")
 def test_delivery_over_the_unix_socket(host, mail):
     """Mail comes in through the socket, lies in a Maildir and comes back over both protocols."""
     message = messages.multipart()
@@ -32,12 +35,14 @@ def test_delivery_over_the_unix_socket(host, mail):
     assert host.check_output("stat --format '%U %G %a' /run/dovecot/lmtp") == "root mail 660"
 
 
+@pytest.mark.requirement("LOSS-2")
 def test_a_message_over_the_limit_is_refused(mail):
     """IMAP's APPEND is held to dovecot_message_size_max, too."""
     with clients.imap(*mail.login()) as client:
         assert client.append("INBOX", None, None, messages.with_attachment(21 * 1024 * 1024))[0] == "NO"
 
 
+@pytest.mark.requirement("AUTH-1", "AUTH-3")
 def test_given_hash_and_disabled_account(host, mail):
     """A given hash opens its account; a disabled account gets mail and no session; an absent one gets neither."""
     with clients.imap(mail.host, mail.ca_file, "hash@letterlock.test", "a hash was given") as client:
@@ -50,6 +55,7 @@ def test_given_hash_and_disabled_account(host, mail):
     assert "550" in refused.stderr
 
 
+@pytest.mark.requirement("SURF-3")
 def test_folders_and_capabilities(mail):
     """Only the named folders are there, and what is hidden is not offered."""
     with clients.imap(*mail.login()) as client:
@@ -60,6 +66,7 @@ def test_folders_and_capabilities(mail):
     assert "MOVE" in capabilities
 
 
+@pytest.mark.requirement("TLS-4")
 def test_the_given_certificate_is_served(host, mail):
     """The chain is the operator's, and its key lies under a name of its own, root's alone."""
     given = Path(mail.ca_file).parent / f"{mail.host['name']}.crt"
@@ -72,6 +79,7 @@ def test_raw_settings_reach_dovecot(host):
     assert "g" in host.check_output("doveconf pop3_uidl_format")
 
 
+@pytest.mark.requirement("LOSS-1")
 def test_stale_maildir_locks_are_gone_after_a_start(host, mail):
     """What a power cut leaves doesn't block a mailbox for two minutes."""
     local, domain = mail.user.split("@")

@@ -10,6 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+pytestmark = pytest.mark.requirement("OPS-1")
+
 SNAPSHOT = (
     "find /etc /usr/lib/systemd /var/lib/dpkg/status -type f -o -type l | sort | xargs sha256sum 2>/dev/null | sha256sum; "
     "systemctl show dovecot --property=ExecMainStartTimestamp,MainPID"

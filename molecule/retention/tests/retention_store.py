@@ -7,7 +7,6 @@ import re
 import shlex
 import socket
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import clients
@@ -15,7 +14,6 @@ import clients
 if TYPE_CHECKING:
     import ssl
 
-PROJECT = Path(__file__).resolve().parents[3]
 LEDGER = "/var/lib/letterlock/ledger"
 
 

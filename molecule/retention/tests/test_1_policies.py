@@ -9,9 +9,12 @@ import clients
 import pytest
 from retention_store import LEDGER
 
+pytestmark = pytest.mark.requirement("RET-1")
+
 ADA = "ada@letterlock.test"
 
 
+@pytest.mark.requirement("RET-5")
 def test_the_first_run_needs_somebody_to_look(host, store):
     """A new policy is stricter than none: nothing goes until the word is given back.
 
@@ -45,6 +48,7 @@ def test_mail_is_due_in_mailboxes_that_nobody_touches(store):
     assert store.subjects(user, "Junk") == {"due-later"}
 
 
+@pytest.mark.requirement("RET-5")
 def test_a_lost_index_makes_no_mail_young(host, store, declared):
     """Without its cache Dovecot takes the file's ctime; the first run, 50 days ago, had seen this UID."""
     user = "lost@letterlock.test"
@@ -96,6 +100,7 @@ def test_each_limit(host, store, mail):
     assert "0 messages would go" in store.letterlock("retention run --dry-run").stdout
 
 
+@pytest.mark.requirement("RET-4")
 def test_the_ledger_says_what_went(host, store):
     """When, whose, where, which message, how large, how old, by which policy and why; no content and no address of others."""
     gone = [line for line in store.ledger() if line["kind"] == "expunge" and line["account"] == ADA]
@@ -115,6 +120,7 @@ def test_the_ledger_says_what_went(host, store):
     assert host.check_output(f"stat --format %a {LEDGER}/signing.key {LEDGER}/hash.key").split() == ["600", "600"]
 
 
+@pytest.mark.requirement("RET-4")
 def test_what_remains_can_be_proven(store):
     """The statement is checked against the mailboxes of this moment."""
     proven = store.letterlock(f"ledger prove {ADA}")
@@ -153,6 +159,7 @@ def test_mailboxes_with_odd_names(store, mailbox):
     assert store.subjects("odd@letterlock.test", beside) == {"old", "new"}
 
 
+@pytest.mark.requirement("RET-5")
 def test_a_flag_that_was_set_meanwhile_still_spares(host, store):
     """A flag on the last moment counts, and so does one that was taken away."""
     store.save(ADA, "INBOX", 400, "flagged-later")
@@ -198,6 +205,7 @@ def test_each_account_of_many_loses_its_own(host, store):
             host.check_output(f"doveadm expunge -u {user} mailbox {mailbox} ALL")
 
 
+@pytest.mark.requirement("RET-5")
 def test_an_account_that_was_copied_keeps_what_is_young(host, store, declared):
     """Its mailboxes have the same GUIDs, and what is old under a UID in one is young under that UID in the other."""
     for user in (ADA, "lists@letterlock.test"):
@@ -237,6 +245,7 @@ def test_a_moved_message_counts_from_its_move(host, store, mail):
     host.check_output(f"doveadm expunge -u {user} mailbox Trash ALL")
 
 
+@pytest.mark.requirement("RET-5")
 def test_a_saved_date_survives_flags_and_a_copied_disk(host, store, declared):
     """Neither a flag change nor new ctimes make old mail young."""
     user = "lists@letterlock.test"

@@ -8,6 +8,8 @@ import time
 import pytest
 from retention_store import LEDGER, settle
 
+pytestmark = pytest.mark.requirement("RET-5")
+
 ADA = "ada@letterlock.test"
 MANY = "many@letterlock.test"
 
@@ -93,6 +95,7 @@ def test_a_broken_mailbox_stops_nobody_else(host, store, declared):
     store.run()
 
 
+@pytest.mark.requirement("RET-4", "RET-5")
 def test_a_full_disk_deletes_nothing_that_is_not_recorded(host, store):
     """The ledger's disk is full: the run fails and the mail is there."""
     # More lines than fit into what is left of the ledger's last block.
@@ -114,6 +117,7 @@ def test_a_full_disk_deletes_nothing_that_is_not_recorded(host, store):
     assert not names & store.subjects(ADA, "Trash")
 
 
+@pytest.mark.requirement("RET-4")
 @pytest.mark.parametrize("command", ["sed -i 3d", "sed -i '3s/\"kind\"/\"kinD\"/'", "sed -i '$d'", "truncate --size 0"])
 def test_a_ledger_that_was_touched_is_found(host, store, command):
     """A line gone, a line changed, the end cut off, everything gone."""
@@ -126,6 +130,7 @@ def test_a_ledger_that_was_touched_is_found(host, store, command):
     assert store.letterlock("ledger verify").rc == 0
 
 
+@pytest.mark.requirement("RET-4")
 def test_the_ledger_forgets_its_oldest_segments(host, store):
     """It begins a segment anew every eighth of mail_retention_ledger_keep_for, drops what is older, and stays whole."""
     host.check_output("cp -a /var/lib/letterlock /root/letterlock")
@@ -144,6 +149,7 @@ def test_the_ledger_forgets_its_oldest_segments(host, store):
         host.check_output("rm -rf /var/lib/letterlock && mv /root/letterlock /var/lib/letterlock")
 
 
+@pytest.mark.requirement("RET-4")
 def test_metrics(host, store):
     """What monitoring sees."""
     store.run()
@@ -156,6 +162,7 @@ def test_metrics(host, store):
     assert host.file("/var/lib/letterlock/metrics/retention.prom").mode == 0o644
 
 
+@pytest.mark.requirement("HARD-1", "OPS-4")
 def test_the_units_are_sandboxed_and_the_timer_waits(host):
     """By systemd's own score, and by what the process may do."""
     for unit in ("letterlock-retention", "letterlock-fetched"):

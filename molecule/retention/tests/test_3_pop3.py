@@ -10,6 +10,8 @@ import clients
 import pytest
 from retention_store import RawPop3, settle
 
+pytestmark = pytest.mark.requirement("RET-2")
+
 DROP = "drop@letterlock.test"
 SPOOL = "/srv/mail/.letterlock"
 WORK = "/srv/client"

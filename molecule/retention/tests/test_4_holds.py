@@ -9,6 +9,8 @@ import clients
 import pytest
 from retention_store import RawPop3
 
+pytestmark = pytest.mark.requirement("RET-3")
+
 HELD, PART = "held@letterlock.test", "part@letterlock.test"
 
 

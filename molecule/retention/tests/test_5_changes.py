@@ -8,7 +8,9 @@ import subprocess
 
 import clients
 import pytest
-from retention_store import PROJECT
+from lane import FOLDER, PROJECT
+
+pytestmark = pytest.mark.requirement("OPS-1")
 
 ADA = "ada@letterlock.test"
 LEAVING = "leaving@letterlock.test"
@@ -61,6 +63,7 @@ def test_a_schedule_that_is_none_is_refused(host, site):
     assert host.check_output("systemctl is-active letterlock-retention.timer") == "active"
 
 
+@pytest.mark.requirement("RET-5")
 def test_a_policy_that_became_stricter_needs_somebody_to_look(store, site):
     """Even one message; a looser one doesn't."""
     store.save(ADA, "Trash", 20, "strict")
@@ -88,6 +91,7 @@ SEALED = [
 ]
 
 
+@pytest.mark.requirement("RET-1", "REST-1")
 def test_sealed_mail_goes_without_its_key(host, store, site):
     """Only dates, sizes and flags are looked at; what can't be read expires all the same, and is recorded."""
     host.check_output("openssl ecparam -name prime256v1 -genkey -noout | openssl pkey -pubout -out /etc/letterlock/test.pub")
@@ -123,6 +127,7 @@ def erase(mail, account: str, confirmation: str, *arguments: str) -> tuple[int, 
     return done.returncode, done.stdout
 
 
+@pytest.mark.requirement("RET-6")
 def test_erasure(host, store, mail, declared):
     """Not unconfirmed, not while the account exists, not under hold; then all of it goes, and the ledger says so."""
     store.save(LEAVING, "INBOX", 0, "private")
@@ -138,7 +143,7 @@ def test_erasure(host, store, mail, declared):
         assert saying in said, said
         assert host.file(home).is_directory
     users = [{"name": user, "password": mail.accounts[user]} for user in mail.accounts if user != LEAVING]
-    gone = PROJECT / ".lab" / f"erase-{mail.host['name']}.json"
+    gone = FOLDER / f"erase-{mail.host['name']}.json"
     gone.write_text(clients.json.dumps({"mail_accounts_users": [*users, {"name": LEAVING, "state": "absent"}]}))
     try:
         code, said = erase(mail, LEAVING, LEAVING, "--extra-vars", f"@{gone}")
@@ -148,12 +153,14 @@ def test_erasure(host, store, mail, declared):
     assert "copies in backups:" in said
     assert not host.file(home).exists
     assert not host.check_output(f"find {declared['mail_root']} -name '.letterlock-erased*'")
+    assert host.run(f"grep -q {LEAVING} /var/lib/letterlock/oldest.json").rc != 0
     erased = [line for line in store.ledger() if line["kind"] == "erase"]
     assert erased[-1]["account"] == LEAVING
     assert erased[-1]["files"] > 0
     assert store.letterlock("ledger verify").rc == 0
 
 
+@pytest.mark.requirement("OPS-3")
 def test_a_role_that_is_switched_off_leaves_nothing_behind(host, mail, site):
     """No unit, no relay, no plugin; and it comes back."""
     site.converge(mail_retention_policies=[], mail_retention_holds=[])
@@ -170,6 +177,7 @@ def test_a_role_that_is_switched_off_leaves_nothing_behind(host, mail, site):
     assert host.check_output("systemctl is-active letterlock-fetched.path") == "active"
 
 
+@pytest.mark.requirement("OPS-3")
 def test_nothing_to_do_changes_nothing(site, mail):
     """A second run, and check mode after it."""
     assert site.converge().changed(mail.host["name"]) == 0

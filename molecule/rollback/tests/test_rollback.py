@@ -12,6 +12,8 @@ from pathlib import Path
 import clients
 import pytest
 
+pytestmark = pytest.mark.requirement("OPS-2")
+
 LIVE = "/etc/letterlock/dovecot/current"
 # Each is valid to doveconf and fatal to users.
 BREAKING = {
@@ -117,6 +119,7 @@ DRIFT = {
 }
 
 
+@pytest.mark.requirement("OPS-3")
 @pytest.mark.parametrize("what", DRIFT)
 def test_drift_is_seen_and_repaired(host, mail, site, what):
     """What somebody changed by hand shows in check mode and is gone after a run."""

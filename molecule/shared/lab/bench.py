@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 import bench_backup
 import bench_retention
 import bench_scan
+import bench_seal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,9 +62,19 @@ AGAINST = {
         ("sweep / clamdscan", "sweep", "sweep_bare", "<= 1.2"),
         ("sweep again / letterlock's start", "again", "again_bare", ""),
     ),
+    "seal": (
+        ("encrypted, LMTP acknowledged/s", "deliver", "deliver_bare", ">= 0.85"),
+        ("encrypted, fetch of 1,000", "fetch", "fetch_bare", "<= 1.25"),
+        ("encrypted, login", "login", "login_bare", ""),
+        ("encrypted, login but for the derivation", "underived", "underived_bare", "<= 1.2"),
+        ("encrypted, open of 10,000, first", "first", "first_bare", "<= 2"),
+        ("encrypted, open of 10,000, again", "again", "again_bare", "<= 1.2"),
+        ("encrypted, open of 10,000, with 50 new", "news", "news_bare", ""),
+        ("encrypted, open of 10,000, all anew", "anew", "anew_bare", ""),
+    ),
 }
 WORKERS = 8
-PARTS = ["fresh", "noop", "load", "retention", "backup", "scan"]
+PARTS = ["fresh", "noop", "load", "retention", "backup", "scan", "seal"]
 SSH_CONFIG = PROJECT / ".lab" / "ssh" / "config_bench"
 
 
@@ -156,12 +167,24 @@ def bench_noop(runs: int) -> dict:
         noop.append(timed(*site(HOSTS[:1])))
         for count, times in by_hosts.items():
             times.append(timed(*site(HOSTS[:count])))
+    verify, drift = (
+        [sys.executable, str(LAB.parent / "verify" / f"{name}.py"), *INVENTORY, f"--output={PROJECT}/.lab/verification"]
+        for name in ("verify", "drift")
+    )
+    asked = {count: [] for count in (1, 8)}
+    drifted = []
+    for number in range(runs):
+        say(f"verification and drift, run {number + 1} of {runs}")
+        for count, times in asked.items():
+            times.append(timed(*verify, f"--limit={','.join(HOSTS[:count])}"))
+        drifted.append(timed(*drift, f"--limit={HOSTS[0]}", "--no-verify"))
     output = run(*site(HOSTS[:1], "-vvv"))
     medians = {count: statistics.median(times) for count, times in by_hosts.items()}
     return {
         "noop_s": statistics.median(noop), "setup_s": statistics.median(setup),
         "ratio": statistics.median(noop) / statistics.median(setup), "by_hosts_s": medians,
         "each_added_host_of_first": (medians[8] - medians[1]) / 7 / medians[1],
+        "verify_s": {count: statistics.median(times) for count, times in asked.items()}, "drift_s": statistics.median(drifted),
         "round_trips": len(re.findall(r"^<127\.0\.2\.1> SSH: EXEC", output, re.MULTILINE)),
     }
 
@@ -194,16 +217,20 @@ def bench_load(runs: int, seconds: float) -> dict:
 
 
 def bench_module(module: ModuleType, runs: int) -> dict:
-    """Return what *module* measures on a fresh host of each release, deployed with its variables."""
+    """Return what *module* measures on a fresh host of each release, or on two, deployed with its variables."""
     results = {}
-    for release, (kit, _) in RELEASES.items():
-        create([kit])
+    for release, (kit, other) in RELEASES.items():
+        against = getattr(module, "OTHER_VARIABLES", None)
+        hosts = [kit] if against is None else [kit, other]
+        create(hosts)
 
-        def deploy(kit: str = kit, **variables: object) -> None:
-            run(*site([kit], "--extra-vars", json.dumps({**module.VARIABLES, **variables})))
+        def deploy(host: str = kit, **variables: object) -> None:
+            run(*site([host], "--extra-vars", json.dumps({**module.VARIABLES, **variables})))
 
         deploy()
-        results[release] = module.measure(on, say, deploy, kit, runs)
+        if against is not None:
+            deploy(other, **against)
+        results[release] = module.measure(on, say, deploy, kit if against is None else (kit, other), runs)
     return results
 
 
@@ -211,7 +238,23 @@ def compared(results: dict) -> Iterator[tuple[str, float, float, float, str]]:
     """Yield (what, value, against, ratio, aim) of what is measured against something bare."""
     for part, rows in AGAINST.items():
         for release, found in results.get(part, {}).items():
-            yield from ((f"{release}, {what}, s", found[kit], found[bare], found[f"ratio_{kit}"], aim) for what, kit, bare, aim in rows)
+            for what, kit, bare, aim in rows:
+                unit = "" if what.endswith("/s") else ", s"
+                yield f"{release}, {what}{unit}", found[kit], found[bare], found[f"ratio_{kit}"], aim
+
+
+def of_nothing(noop: dict | None) -> Iterator[tuple[str, float, float | None, float | None, str]]:
+    """Yield (what, value, against, ratio, aim) of runs that have nothing to do, as they stand in the file."""
+    if noop is None:
+        return
+    yield "nothing to do, s / setup", noop["noop_s"], noop["setup_s"], noop["ratio"], "<= 4"
+    for count, seconds in noop["by_hosts_s"].items():
+        yield f"nothing to do, {count} hosts, s", seconds, noop["by_hosts_s"]["1"], seconds / noop["by_hosts_s"]["1"], ""
+    yield "each added host / the first", noop["each_added_host_of_first"], None, noop["each_added_host_of_first"], "<= 0.33"
+    for count, aim in (("1", "<= 20 s"), ("8", "<= 60 s")):
+        yield f"verification, {count} hosts, s", noop["verify_s"][count], None, None, aim
+    yield "drift, one host, s / nothing to do", noop["drift_s"], noop["noop_s"], noop["drift_s"] / noop["noop_s"], "<= 1.5"
+    yield "round trips a host", noop["round_trips"], 12, noop["round_trips"] / 12, "<= 12"
 
 
 def table(results: dict) -> str:
@@ -224,12 +267,8 @@ def table(results: dict) -> str:
 
     for release, fresh in results.get("fresh", {}).items():
         row(f"fresh deployment, {release}, s / apt-get", fresh["deploy_s"], fresh["floor_s"], fresh["ratio"], "<= 1.3")
-    if noop := results.get("noop"):
-        row("nothing to do, s / setup", noop["noop_s"], noop["setup_s"], noop["ratio"], "<= 4")
-        for count, seconds in noop["by_hosts_s"].items():
-            row(f"nothing to do, {count} hosts, s", seconds, noop["by_hosts_s"]["1"], seconds / noop["by_hosts_s"]["1"], "")
-        row("each added host / the first", noop["each_added_host_of_first"], None, noop["each_added_host_of_first"], "<= 0.33")
-        row("round trips a host", noop["round_trips"], 12, noop["round_trips"] / 12, "<= 12")
+    for columns in of_nothing(results.get("noop")):
+        row(*columns)
     for release, variants in results.get("load", {}).items():
         for variant, aim in AIMS.items():
             for kind, what in LOADS.items():
@@ -262,6 +301,7 @@ def main() -> None:
             ("retention", lambda: bench_module(bench_retention, arguments.runs)),
             ("backup", lambda: bench_module(bench_backup, arguments.runs)),
             ("scan", lambda: bench_module(bench_scan, arguments.runs)),
+            ("seal", lambda: bench_module(bench_seal, arguments.runs)),
         ):
             if part in arguments.only:
                 results[part] = measure()

@@ -141,6 +141,13 @@ def write_release(directory: str, tree: dict[str, str]) -> None:
         files.write_file(entry_for(directory, name, content, group))
 
 
+def close_release(directory: str) -> None:
+    """Give the files of a kept release the modes that they were made with, should somebody have opened them by hand."""
+    for name in os.listdir(directory):
+        entry = entry_for(directory, name, "", GROUP)
+        os.chmod(entry["path"], int(entry["mode"], 8))
+
+
 def release_diffs(directory: str | None, tree: dict[str, str]) -> list[dict]:
     """Return the diffs between the release in *directory* and *tree*."""
     live = read_release(directory)
@@ -680,6 +687,13 @@ class Transaction:
             if not self.check_mode:
                 run("systemctl", "enable", "--quiet", UNIT)
 
+    def note_inactive(self) -> None:
+        """Tell which units a run would start."""
+        up = bool(shutil.which("doveconf")) and unit_property("ActiveState") == "active"
+        inactive = [] if up else [UNIT]
+        inactive += [name for name, text in started_units(self.tree).items() if not is_up(name, text)]
+        self.diffs += [{"before": f"{name}: not active\n", "after": f"{name}: active\n"} for name in inactive]
+
     def roll_back(self, previous: str | None, failed: dict[str, str], why: str, since: float) -> None:
         """Make *previous* serve again and raise ProbeFailed."""
         said = journal_since(since)
@@ -717,6 +731,8 @@ class Transaction:
         live = os.path.basename(os.path.realpath(self.current))
         for name in [name for name in names if name != live][: -self.job["keep"] or None]:
             shutil.rmtree(os.path.join(self.releases, name))
+        for name in os.listdir(self.releases):
+            close_release(os.path.join(self.releases, name))
         kept = "".join(
             read_release(os.path.join(self.releases, name)).get(CONFIG, "") for name in os.listdir(self.releases)
         )
@@ -748,8 +764,8 @@ class Transaction:
             if changed_release:
                 self.validate_in_check_mode()
             self.enable()
-            inactive = not shutil.which("doveconf") or unit_property("ActiveState") != "active"
-            changed = bool(self.diffs or self.pending or inactive or runs_old_binary())
+            self.note_inactive()
+            changed = bool(self.diffs or self.pending or runs_old_binary())
             return {"changed": changed, "diff": self.diffs, "release": os.path.basename(self.live or "")}
 
         started = time.time()
