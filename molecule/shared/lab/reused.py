@@ -18,40 +18,50 @@ from letterlock import links, restic
 
 # While restic waits for these to be uploaded, it has read what is before them, and not looked at what comes after.
 FILES, OCTETS, UPLOAD_KIB = 8, 8 << 20, 8000
-MOST_TRIES = 5000
+# Many, for others on the host make files, too, and ext4 without a journal gives a number that was just freed only when its group of
+# numbers, of some thousands, has no other.
+LISTS, MOST_TRIES = 100, 50_000
 MESSAGES = ("z/1", "z/2")
 
 
 def begin(tree: Path, engine: restic.Restic) -> subprocess.Popen:
-    """Begin a backup of *tree*; return it when `a/list` was read."""
+    """Begin a backup of *tree*; return it when all of `a` was read."""
     process = subprocess.Popen(
         ["restic", "backup", "--json", "--verbose=2", "--limit-upload", str(UPLOAD_KIB), str(tree)],
         env=engine.environment, stdout=subprocess.PIPE, text=True,
     )
+    waited_for = {str(tree / "a" / str(number)) for number in range(LISTS)}
     for line in process.stdout:
-        if json.loads(line).get("item") == str(tree / "a/list"):
+        waited_for.discard(json.loads(line).get("item"))
+        if not waited_for:
             return process
-    raise AssertionError(f"restic has not read the list: {process.wait()}")
+    raise AssertionError(f"restic has not read the lists: {process.wait()}")
 
 
-def pass_on(tree: Path, number: int) -> None:
-    """Put a new file with the inode *number* of a removed one in the place of both messages."""
+def pass_on(tree: Path) -> str:
+    """Put a new file with the inode number of a removed list in the place of both messages; return the list's name."""
+    numbers = {file.stat().st_ino: file.name for file in (tree / "a").iterdir()}
+    for name in numbers.values():
+        (tree / "a" / name).unlink()
     for attempt in range(MOST_TRIES):
-        made = tree / f"new-{attempt}"
-        made.write_text("a message")
-        if made.stat().st_ino == number:
+        made = tree / "a" / f"new-{attempt}"
+        made.touch()
+        number = made.stat().st_ino
+        if number in numbers:
             break
     else:
-        raise AssertionError(f"the number {number} was not given to a new file")
+        raise AssertionError(f"no number of {LISTS} was given to one of {MOST_TRIES} new files")
+    made.write_text("a message")
     os.link(made, tree / "linked")
     made.rename(tree / MESSAGES[0])
     (tree / "linked").rename(tree / MESSAGES[1])
+    return numbers[number]
 
 
-def found(root: Path, tree: Path) -> dict[str, list]:
-    """Return {file: [text, links]} of what was restored to *root*."""
-    files = {name: root / str(tree / name)[1:] for name in ("a/list", *MESSAGES)}
-    return {name: [file.read_text(), file.stat().st_nlink] if file.exists() else ["", 0] for name, file in files.items()}
+def found(root: Path, tree: Path, name: str) -> dict[str, list]:
+    """Return {"list" or message: [text, links]} of what was restored to *root*, of the list *name*."""
+    files = {what: root / str(tree / file)[1:] for what, file in (("list", f"a/{name}"), *zip(MESSAGES, MESSAGES, strict=True))}
+    return {what: [file.read_text(), file.stat().st_nlink] if file.exists() else ["", 0] for what, file in files.items()}
 
 
 def main() -> None:
@@ -61,7 +71,8 @@ def main() -> None:
         tree = place / "tree"
         for folder in ("a", "m", "z"):
             (tree / folder).mkdir(parents=True)
-        (tree / "a/list").write_text("a list of UIDs")
+        for number in range(LISTS):
+            (tree / "a" / str(number)).write_text("a list of UIDs")
         for number in range(FILES):
             (tree / "m" / str(number)).write_bytes(os.urandom(OCTETS))
         for message in MESSAGES:
@@ -70,15 +81,15 @@ def main() -> None:
         engine = restic.Restic()
         engine.run("init")
         process = begin(tree, engine)
-        number = (tree / "a/list").stat().st_ino
-        (tree / "a/list").unlink()
-        pass_on(tree, number)
-        process.communicate()
+        try:
+            reused = pass_on(tree)
+        finally:
+            process.communicate()
         assert process.returncode == 0
         engine.restore("latest", place / "restic", [str(tree)])
         links.restore(engine, "latest", place / "kit", [tree])
         links.restore(engine, "latest", place / "chosen", [tree / "a", tree / "z"])
-        print(json.dumps({how: found(place / how, tree) for how in ("restic", "kit", "chosen")}))
+        print(json.dumps({how: found(place / how, tree, reused) for how in ("restic", "kit", "chosen")}))
 
 
 main()
