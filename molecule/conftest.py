@@ -207,8 +207,9 @@ def pytest_runtest_makereport(item):
     report = outcome.get_result()
     host = getattr(item, "funcargs", {}).get("host")
     if report.when == "call" and report.failed and host is not None:
-        try:
-            journal = host.run("journalctl --unit dovecot --no-pager --lines 40").stdout
-        except RuntimeError as unreachable:
-            journal = f"the host can't be reached: {unreachable}"
-        report.sections.append(("dovecot's journal on the host", journal))
+        for whose, unit in (("dovecot's", "dovecot"), ("the kit's services'", "letterlock-*")):
+            try:
+                journal = host.run(f"journalctl --unit '{unit}' --no-pager --lines 30").stdout
+            except RuntimeError as unreachable:
+                journal = f"the host can't be reached: {unreachable}"
+            report.sections.append((f"{whose} journal on the host", journal))
