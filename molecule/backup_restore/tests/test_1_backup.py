@@ -155,6 +155,7 @@ def test_what_was_erased_is_in_no_snapshot_on_the_day_that_was_printed(host, sto
     assert "0 failures" in store.backup()
 
 
+@pytest.mark.any_format
 def test_certificates_and_a_limit_where_the_operator_says_so(host, site, store):
     """The keys of TLS are in the backup, and it takes the seconds that its limit means."""
     site.converge(mail_backup_certificates=True, mail_backup_upload_limit=150)
@@ -183,6 +184,7 @@ def backs_up_elsewhere(host, store) -> None:
     host.check_output(f"mv /root/state.json {STATE}")
 
 
+@pytest.mark.any_format
 def test_over_sftp(host, store, site, vault):
     """To an account of another host, whose key is known, by a key of root's; the old repository is told from the new one."""
     if not vault.appends_only:
@@ -209,6 +211,7 @@ def test_over_sftp(host, store, site, vault):
     assert "0 failures" in store.backup()
 
 
+@pytest.mark.any_format
 def test_over_s3(host, store, site, vault):
     """To an S3 server of another host, over TLS by the lab's CA; the credentials are in nobody's sight."""
     if not vault.appends_only:
@@ -233,6 +236,7 @@ def test_over_s3(host, store, site, vault):
     assert "0 failures" in store.backup()
 
 
+@pytest.mark.any_format
 @pytest.mark.requirement("HARD-1")
 def test_the_units_are_sandboxed(host):
     """By systemd's own score."""

@@ -212,6 +212,7 @@ def test_a_backup_of_a_mailbox_that_never_rests(host, mail, store):
     assert {f"bob-{number}" for number in range(6) if number != 3} <= there.keys()
 
 
+@pytest.mark.any_format
 def test_a_file_that_got_the_number_of_another(host):
     """An inode that was freed while the backup ran, and used again: each file comes back as itself, which restic by itself gets wrong."""
     program = shlex.quote((lane.PROJECT / "molecule" / "shared" / "lab" / "reused.py").read_text())
@@ -242,6 +243,7 @@ def test_a_manifest_of_what_changed_is_as_a_new_one(host, mail, store):
     assert made == json.loads(host.check_output(f"cat {file}*"))
 
 
+@pytest.mark.any_format
 @pytest.mark.requirement("OPS-3")
 def test_a_role_that_is_switched_off_leaves_nothing_behind(host, mail, site, vault):
     """No unit and no secret; the repository stays."""

@@ -135,6 +135,7 @@ def test_what_remains_can_be_proven(store):
     assert store.letterlock("ledger prove nobody@letterlock.test").rc == 2
 
 
+@pytest.mark.any_format
 def test_explain(store):
     """Which rule applies, and why."""
     said = store.letterlock("retention explain lists@letterlock.test Lists/forever").stdout

@@ -39,6 +39,7 @@ def test_too_much_at_once_is_refused(host, store):
     assert store.subjects(MANY, "Trash") == set()
 
 
+@pytest.mark.any_format
 @pytest.mark.parametrize(("clock", "saying"), [("-3d", "the ledger's newest line is of"), ("+4000d", "after the ledger's newest line")])
 def test_a_clock_that_jumped_empties_nothing(store, clock, saying):
     """Behind the ledger, or implausibly ahead of it."""
@@ -51,6 +52,7 @@ def test_a_clock_that_jumped_empties_nothing(store, clock, saying):
     assert store.subjects(ADA, "INBOX") == before
 
 
+@pytest.mark.any_format
 def test_a_second_run_waits(host, store):
     """Two at once would count each other's mail."""
     store.save(ADA, "Trash", 31, "waits")
@@ -117,6 +119,7 @@ def test_a_full_disk_deletes_nothing_that_is_not_recorded(host, store):
     assert not names & store.subjects(ADA, "Trash")
 
 
+@pytest.mark.any_format
 @pytest.mark.requirement("RET-4")
 @pytest.mark.parametrize("command", ["sed -i 3d", "sed -i '3s/\"kind\"/\"kinD\"/'", "sed -i '$d'", "truncate --size 0"])
 def test_a_ledger_that_was_touched_is_found(host, store, command):
@@ -130,6 +133,7 @@ def test_a_ledger_that_was_touched_is_found(host, store, command):
     assert store.letterlock("ledger verify").rc == 0
 
 
+@pytest.mark.any_format
 @pytest.mark.requirement("RET-4")
 def test_the_ledger_forgets_its_oldest_segments(host, store):
     """It begins a segment anew every eighth of mail_retention_ledger_keep_for, drops what is older, and stays whole."""
@@ -149,6 +153,7 @@ def test_the_ledger_forgets_its_oldest_segments(host, store):
         host.check_output("rm -rf /var/lib/letterlock && mv /root/letterlock /var/lib/letterlock")
 
 
+@pytest.mark.any_format
 @pytest.mark.requirement("RET-4")
 def test_metrics(host, store):
     """What monitoring sees."""
@@ -162,6 +167,7 @@ def test_metrics(host, store):
     assert host.file("/var/lib/letterlock/metrics/retention.prom").mode == 0o644
 
 
+@pytest.mark.any_format
 @pytest.mark.requirement("HARD-1", "OPS-4")
 def test_the_units_are_sandboxed_and_the_timer_waits(host):
     """By systemd's own score, and by what the process may do."""

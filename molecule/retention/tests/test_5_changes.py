@@ -33,6 +33,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.any_format
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_policies_are_refused(host, mail, site, case):
     """By name, before anything changes."""
@@ -45,6 +46,7 @@ def test_bad_policies_are_refused(host, mail, site, case):
     assert host.check_output("readlink /etc/letterlock/dovecot/current") == before
 
 
+@pytest.mark.any_format
 def test_a_hold_on_nobody_is_refused(site):
     """So is a day that is none."""
     run = site.run(mail_retention_holds=[{"name": "x", "accounts": ["nobody@letterlock.test"], "saved_since": "soon"}])
@@ -53,6 +55,7 @@ def test_a_hold_on_nobody_is_refused(site):
     assert "'soon' is not a day" in run.output
 
 
+@pytest.mark.any_format
 def test_a_schedule_that_is_none_is_refused(host, site):
     """Before the swap: the old timer waits on."""
     before = host.check_output("readlink /etc/letterlock/dovecot/current")
@@ -160,6 +163,7 @@ def test_erasure(host, store, mail, declared):
     assert store.letterlock("ledger verify").rc == 0
 
 
+@pytest.mark.any_format
 @pytest.mark.requirement("OPS-3")
 def test_a_role_that_is_switched_off_leaves_nothing_behind(host, mail, site):
     """No unit, no relay, no plugin; and it comes back."""
@@ -177,6 +181,7 @@ def test_a_role_that_is_switched_off_leaves_nothing_behind(host, mail, site):
     assert host.check_output("systemctl is-active letterlock-fetched.path") == "active"
 
 
+@pytest.mark.any_format
 @pytest.mark.requirement("OPS-3")
 def test_nothing_to_do_changes_nothing(site, mail):
     """A second run, and check mode after it."""
