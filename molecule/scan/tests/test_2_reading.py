@@ -210,6 +210,9 @@ def test_without_a_scanner_what_was_never_judged_is_not_served(mail, scanner, no
     """With clamd gone a session with unjudged mail is refused for now, by IMAP and POP3; others go on."""
     with clients.imap(*mail.login(NEIGHBOUR)) as client:
         client.append("INBOX", None, None, message("unjudged"))
+    # Of more than a session's budget is enough for, a part would be as unjudged as the neighbour's.
+    empty(mail, USER)
+    mail.deliver(USER, message("judged"))
     with clients.imap(*mail.login(USER)):
         pass
     scanner.host.check_output("systemctl stop letterlock-clamd")
