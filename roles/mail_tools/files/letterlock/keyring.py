@@ -124,6 +124,17 @@ class Pair:
         """A short name for it."""
         return hashlib.sha256(self.public.encode()).hexdigest()[:16]
 
+    @property
+    def jwk(self) -> str:
+        """The public key as a JWK (RFC 7517). Dovecot reads it at each delivery, a PEM by OpenSSL's search for a decoder.
+
+        With Debian 12's OpenSSL 3.0 that search is a tenth of what a delivery takes.
+        """
+        key = serialization.load_pem_public_key(self.public.encode())
+        octets, point = (key.key_size + 7) // 8, key.public_numbers()
+        x, y = (base64.urlsafe_b64encode(number.to_bytes(octets, "big")).rstrip(b"=").decode() for number in (point.x, point.y))
+        return json.dumps({"kty": "EC", "crv": self.curve, "x": x, "y": y, "use": "enc"})
+
 
 @dataclass
 class Credential:
@@ -287,7 +298,7 @@ class Keyring:
         if self.state == CLEAR:
             return {"2.3": "userdb_mail_crypt_save_version=0", "2.4": "userdb_crypt_write_algorithm="}[series]
         name = {"2.3": "mail_crypt_global_public_key=", "2.4": "crypt_global_public_key_file=inline:"}[series]
-        return f"userdb_{name}{one_line(self.pairs[0].public)}"
+        return f"userdb_{name}{one_line(self.pairs[0].jwk)}"
 
     def passdb_lines(self, series: str) -> Iterator[tuple[Credential, str]]:
         """Yield (credential, its line of a passwd-file for Dovecot *series*)."""
@@ -311,6 +322,6 @@ class Keyring:
             yield credential, f"{self.account}:{credential.hash}::::::{' '.join(fields)}"
 
 
-def one_line(pem: str) -> str:
-    """Return a PEM as Dovecot takes it in one line."""
-    return base64.b64encode(pem.encode()).decode()
+def one_line(key: str) -> str:
+    """Return a PEM or JWK as Dovecot takes it in one line."""
+    return base64.b64encode(key.encode()).decode()

@@ -90,7 +90,7 @@ class Account:
         self.live = wanted.mail_root / place_of(ring.account) / stored.STORES[wanted.format]
         self.beside = wanted.mail_root / ASIDE / place_of(ring.account) / self.live.name
         writes = IN_CLEAR if clear else ENCRYPTED
-        self.writes = [option.format(key=one_line(ring.pairs[0].public)) for option in writes[wanted.series]]
+        self.writes = [option.format(key=one_line(ring.pairs[0].jwk)) for option in writes[wanted.series]]
         # A link to the old file would be as it is.
         self.writes += ["-o", "maildir_copy_with_hardlinks=no"] if wanted.format == "maildir" else []
 

@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 from letterlock import keyring
 from letterlock.keyring import OWN, Credential, Keyring, WrongSecret
 
@@ -103,7 +104,16 @@ def test_rotation_keeps_what_opens_old_mail(ring, made):
     assert "userdb_mail_crypt_global_private_key2=" in line
     (_, line), = ring.passdb_lines("2.4")
     assert "userdb_crypt_global_private_key=key1,key2 " in line
-    assert base64.b64encode(ring.pairs[0].public.encode()).decode() in ring.userdb_fields("2.4")
+    assert base64.b64encode(ring.pairs[0].jwk.encode()).decode() in ring.userdb_fields("2.4")
+
+
+def test_the_public_key_as_a_jwk(ring):
+    """It is the same key, and its coordinates are as long as the curve says (RFC 7518, 6.2.1.2)."""
+    jwk = json.loads(ring.pairs[0].jwk)
+    x, y = (base64.urlsafe_b64decode(jwk[name] + "=") for name in "xy")
+    assert (jwk["kty"], jwk["crv"], len(x), len(y)) == ("EC", "P-256", 32, 32)
+    point = serialization.load_pem_public_key(ring.pairs[0].public.encode()).public_numbers()
+    assert (int.from_bytes(x, "big"), int.from_bytes(y, "big")) == (point.x, point.y)
 
 
 def test_a_copy_of_another_key_is_refused(ring):
