@@ -11,7 +11,7 @@ import clients
 import pytest
 import scanning
 from conftest import wait_for
-from scanning import message
+from scanning import EICAR, message
 
 pytestmark = pytest.mark.requirement("MAL-2")
 
@@ -65,6 +65,19 @@ SEALS = {
         {"name": "crypt_global_public_key_file", "value": f"inline:{key}"},
     ],
 }
+# Takes all that pipes of root's may hold on the whole machine, as several thousand sessions do, for two minutes.
+USE_UP_PIPES = """systemd-run --quiet --unit pipes --service-type notify --property NotifyAccess=all --property CapabilityBoundingSet= \
+python3 -c 'import fcntl, os, subprocess, time
+held, full, end = [], False, time.monotonic() + 120
+while time.monotonic() < end:
+    try:
+        held += [os.pipe()]
+        fcntl.fcntl(held[-1][1], fcntl.F_SETPIPE_SZ, 1 << 20)
+    except PermissionError:
+        for descriptor in held.pop():
+            os.close(descriptor)
+        full = full or not subprocess.run(["systemd-notify", "--ready"], check=True).returncode
+        time.sleep(0.05)'"""
 LARGE = "large@example.test"
 FOLDERS = ["Sent", "Trash", "Entw&APw-rfe"]
 
@@ -230,6 +243,22 @@ def test_without_a_scanner_what_was_never_judged_is_not_served(mail, scanner, no
         assert client.select("INBOX")[0] == "OK"
 
 
+def test_a_session_while_pipes_are_used_up(mail, scanner, no_sweep):
+    """What thousands of other sessions take of the machine's pipes keeps no session from beginning."""
+    with clients.imap(*mail.login(NEIGHBOUR)) as client:
+        client.append("INBOX", None, None, message("through a small pipe", "y" * 200_000))
+        client.append("INBOX", None, None, message("and this, too", EICAR))
+    scanner.host.check_output(USE_UP_PIPES)
+    try:
+        with clients.imap(*mail.login(NEIGHBOUR)) as client:
+            client.select("INBOX")
+            found = rows(client).keys()
+    finally:
+        scanner.host.check_output("systemctl stop pipes")
+    assert b"through a small pipe" in found
+    assert b"and this, too" not in found
+
+
 def test_over_budget_the_session_goes_on_and_the_sweep_takes_the_rest(mail, scanner, no_sweep, site):
     """A budget of a moment: the session begins, and the sweep takes the rest; with `wait` it waits."""
     for number in range(60):
@@ -246,9 +275,10 @@ def test_over_budget_the_session_goes_on_and_the_sweep_takes_the_rest(mail, scan
     site.converge()
 
 
-def test_a_mailbox_of_100000(mail, scanner, no_sweep, declared):
+def test_a_mailbox_of_100000(mail, scanner, no_sweep, declared, site):
     """None of it ever judged: within the budget, and the time to list it, a session begins, without the newest, which is malware."""
     host, count = scanner.host, 100_000
+    site.converge(mail_scan_gate_budget="2s")
     mail_format = "maildir" if "maildir" in host.check_output("doveconf -n") else "sdbox"
     host.check_output(FILL[mail_format].format(account=LARGE, count=count, root=declared["mail_root"]))
     mail.deliver(LARGE, message("newest", "worm-at-the-top"))
@@ -264,6 +294,7 @@ def test_a_mailbox_of_100000(mail, scanner, no_sweep, declared):
         assert int(peak.split()[1]) < 500_000, "kB"
     finally:
         host.check_output(f"doveadm expunge -u {LARGE} mailbox INBOX all")
+        site.converge()
 
 
 def test_the_sweep_takes_what_no_session_asks_for(mail, scanner):

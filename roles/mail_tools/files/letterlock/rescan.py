@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
 import sys
@@ -144,17 +145,23 @@ def reading(messages: list[Message], key: str) -> Iterator[Texts]:
         names.seek(0)
         with subprocess.Popen(
             ["doveadm", *options, "-f", "flow", "fetch", "-F", "/dev/stdin", "--", FIELDS, *query_for(messages)],
-            stdin=names, stdout=subprocess.PIPE, stderr=errors, env=ENVIRONMENT, bufsize=PIPE_OCTETS, pipesize=PIPE_OCTETS,
-            pass_fds=inherited,
+            stdin=names, stdout=subprocess.PIPE, stderr=errors, env=ENVIRONMENT, bufsize=PIPE_OCTETS, pass_fds=inherited,
         ) as process:
             texts = Texts(process, errors)
             try:
+                widen(process.stdout)
                 yield texts
             except Failed:
                 texts.check()
                 raise
             finally:
                 process.kill()
+
+
+def widen(pipe: BinaryIO) -> None:
+    """Have *pipe* hold more where there is room: all pipes of root's on the machine share 64 MiB (pipe-user-pages-soft in pipe(7))."""
+    with contextlib.suppress(PermissionError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_OCTETS)
 
 
 def head_of_row(stream: BinaryIO) -> bytes:
