@@ -3,82 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
-import shlex
 import subprocess
-from pathlib import Path
 
 import lane
 import pytest
 import testinfra
 from lane import PROJECT
+from real_clients import Client
 
 pytestmark = pytest.mark.requirement("LOSS-4")
 
 USERS = ["ada@letterlock.test", "bob@letterlock.test", "grace@example.test"]
-MBSYNC = """
-IMAPAccount lab
-Host {server}
-User {user}
-Pass {password}
-{tls} IMAPS
-CertificateFile {work}/ca.pem
-
-IMAPStore far
-Account lab
-
-MaildirStore near
-Path {work}/mail/
-Inbox {work}/mail/INBOX
-SubFolders Verbatim
-
-Channel lab
-Far :far:
-Near :near:
-Patterns INBOX Archive
-Create Near
-Sync All
-SyncState *
-"""
-FETCHMAIL = """
-poll {server} protocol POP3 port 995 uidl
-  user "{user}" password "{password}" ssl sslcertck sslcertfile {work}/ca.pem keep mda "cat >>{work}/fetched"
-"""
-
-
-class Client:
-    """mbsync and fetchmail on a host that is not lost, with the mail of one account."""
-
-    def __init__(self, mail) -> None:
-        """Set both up."""
-        self.host = testinfra.get_host("ssh://store", ssh_config=lane.SSH_CONFIG)
-        name, user = mail.host["name"], USERS[0]
-        self.work = f"/root/{name}"
-        values = {"server": f"{name}.letterlock.test", "user": user, "password": mail.accounts[user], "work": self.work, "tls": "TLSType"}
-        self.host.check_output(f"mkdir -p {self.work}/mail")
-        for file, text in (
-            ("ca.pem", Path(mail.ca_file).read_text()), ("mbsyncrc", MBSYNC.format(**values)), ("fetchmailrc", FETCHMAIL.format(**values)),
-        ):
-            self.host.check_output(f"printf %s {shlex.quote(text)} >{self.work}/{file} && chmod 600 {self.work}/{file}")
-
-    def sync(self) -> str:
-        """Let mbsync bring both sides together; return what it says it did."""
-        done = self.host.run(f"mbsync --config {self.work}/mbsyncrc --all")
-        assert done.rc == 0, done
-        return done.stdout
-
-    def held(self) -> str:
-        """Return the messages that mbsync holds: names, which have the flags, and hashes."""
-        return self.host.check_output(f"cd {self.work}/mail && find . -path '*/cur/*' -o -path '*/new/*' | sort | xargs sha256sum")
-
-    def fetch(self) -> int:
-        """Let fetchmail get what it has not seen; return how many messages that were."""
-        done = self.host.run(f"cd {self.work} && fetchmail --fetchmailrc fetchmailrc --idfile ids --pidfile pid --verbose")
-        # 1: there was nothing new.
-        assert done.rc in (0, 1), done
-        return len(re.findall(r"^reading message", done.stdout, re.MULTILINE))
-
-
 def playbook(name: str, limit: str) -> None:
     """Run a playbook of the lab for the hosts in *limit*."""
     scenario = os.environ["MOLECULE_SCENARIO_DIRECTORY"]
@@ -92,8 +27,8 @@ def playbook(name: str, limit: str) -> None:
 
 @pytest.fixture
 def client(mail) -> Client:
-    """Return the clients."""
-    return Client(mail)
+    """Return the clients, on a host that is not lost."""
+    return Client(testinfra.get_host("ssh://store", ssh_config=lane.SSH_CONFIG), mail, USERS[0])
 
 
 def test_a_host_is_lost_and_comes_back(host, store, site, client, container):

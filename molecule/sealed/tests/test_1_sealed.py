@@ -8,6 +8,7 @@ import smtplib
 
 import clients
 import pytest
+from real_clients import Client
 from scanning import message
 
 pytestmark = pytest.mark.requirement("REST-1")
@@ -37,6 +38,18 @@ def test_mail_lies_encrypted_and_its_user_reads_it(host, mail, keys):
             assert host.run(f"grep -a -q CRYPTED {file}").rc == 0
     assert not host.run(f"grep -r -a -l {WORD} /srv/mail/letterlock.test").stdout
     assert host.run(f"grep -r -a -l {WORD} /srv/mail/example.test").stdout
+
+
+def test_other_clients_see_it_as_any_other(host, mail, keys):
+    """Each message comes to mbsync and to fetchmail once, and as it is."""
+    client, count = Client(host, mail, ADA), len(keys.files(ADA))
+    client.sync()
+    assert len(client.held().splitlines()) == count
+    assert host.check_output(f"grep -r -l ^{WORD} {client.work}/mail | wc -l") == str(count)
+    assert "Near: +0 *0 #0" in client.sync()
+    assert client.fetch() == 2
+    assert client.fetch() == 0
+    assert host.check_output(f"grep -c ^{WORD} {client.work}/fetched") == "2"
 
 
 def test_root_reads_nothing(host):
