@@ -59,7 +59,8 @@ class Scanner:
 
     def add(self, file: str, text: str) -> None:
         """Put a database in place, and bring it into force as the path unit does."""
-        self.host.check_output(f"printf %s {shlex.quote(text)} >{SIGNATURES}/.new && mv {SIGNATURES}/.new {SIGNATURES}/{file}")
+        # From beside the directory: what is written in it, the path unit notices before it is whole.
+        self.host.check_output(f"printf %s {shlex.quote(text)} >{SIGNATURES}.new && mv {SIGNATURES}.new {SIGNATURES}/{file}")
         self.refresh()
 
     def remove(self, file: str) -> None:

@@ -126,7 +126,7 @@ def refresh(_arguments: argparse.Namespace) -> int:
     wanted = scan_settings.read()
     signatures = Signatures(wanted)
     try:
-        changed = signatures.bring_into_force()
+        changed = signatures.follow()
     except Unavailable as why:
         signatures.faults.append(str(why))
         changed = False

@@ -44,6 +44,8 @@ TRIED_ALREADY = {".cvd", ".cld", ".cud"}
 HEADER_OCTETS, MADE_AT = 512, 8
 OWN = "letterlock.hdb"
 RELOAD_SECONDS, START_SECONDS, TRY_SECONDS = 600, 180, 120
+# A source that changes more often than that without a rest is looked at again by the timer.
+MOST_ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,16 @@ def files_of(sources: list[Path]) -> dict[str, Path]:
     for source in sources:
         files = sorted(source.iterdir()) if source.is_dir() else []
         found |= {file.name: file for file in files if file.suffix in SUFFIXES and file.is_file() and file.name != OWN}
+    return found
+
+
+def marks_of(sources: list[Path]) -> dict[str, tuple[int, int, int]]:
+    """Return {name: what differs once the file does} of all databases."""
+    found = {}
+    for name, file in files_of(sources).items():
+        with contextlib.suppress(FileNotFoundError):
+            status = file.stat()
+            found[name] = status.st_ino, status.st_size, status.st_mtime_ns
     return found
 
 
@@ -178,6 +190,19 @@ class Signatures:
         candidate.symlink_to(identity)
         candidate.replace(CURRENT)
         return made
+
+    def follow(self) -> bool:
+        """Bring into force what the sources hold, until they rest; return whether it is other than before. Raises Unavailable.
+
+        What changes while that is done systemd.path(5) does not tell of, and until the timer nobody would look.
+        """
+        changed = False
+        for _ in range(MOST_ROUNDS):
+            seen, self.faults = marks_of(self.settings.sources), []
+            changed |= self.bring_into_force()
+            if marks_of(self.settings.sources) == seen:
+                break
+        return changed
 
     def bring_into_force(self) -> bool:
         """Make what the sources hold clamd's signatures; return whether they are others than before.

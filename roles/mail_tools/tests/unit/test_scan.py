@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from letterlock import age, judged, lmtp_front, notice, quarantine, signatures
@@ -147,6 +149,26 @@ def test_the_files_that_are_in_force(tmp_path):
     before = signatures.identity_of(found)
     (second / "y.yara").write_text("other")
     assert signatures.identity_of(found) != before
+
+
+def test_what_changes_meanwhile_is_followed(tmp_path, monkeypatch):
+    """A database that comes while others are brought into force is, too; a source without a rest is left to the timer."""
+    source, rounds = tmp_path / "source", []
+    source.mkdir()
+    followed = signatures.Signatures(SimpleNamespace(sources=[source]))
+
+    def bring_into_force(*, restless: bool) -> bool:
+        rounds.append(sorted(signatures.files_of([source])))
+        if restless or len(rounds) == 1:
+            (source / f"{len(rounds)}.ndb").write_text("Test.X:0:*:00")
+        return len(rounds) > 1
+
+    monkeypatch.setattr(followed, "bring_into_force", partial(bring_into_force, restless=False))
+    assert followed.follow()
+    assert rounds == [[], ["1.ndb"]]
+    monkeypatch.setattr(followed, "bring_into_force", partial(bring_into_force, restless=True))
+    followed.follow()
+    assert len(rounds) == 2 + signatures.MOST_ROUNDS
 
 
 def test_when_a_database_was_made(tmp_path):
