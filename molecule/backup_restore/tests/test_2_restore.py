@@ -228,6 +228,11 @@ def test_a_file_that_got_the_number_of_another(host):
 def test_a_manifest_of_what_changed_is_as_a_new_one(host, mail, store):
     """Of a mailbox that is large enough to be asked for changes only: flags, an expunge, a move, and mail that came."""
     file = "/var/lib/letterlock/backup/stage/manifests/letterlock.test/bob.json"
+    with clients.imap(*mail.login(BUSY)) as client:
+        _, (count,) = client.select("INBOX")
+    # A busy machine has brought few by the load.
+    for number in range(int(count), 260):
+        mail.deliver(BUSY, b"Subject: one of many, %d\r\n\r\nx\r\n" % number)
     store.backup()
     with clients.imap(*mail.login(BUSY)) as client:
         _, (count,) = client.select("INBOX")
