@@ -6,6 +6,7 @@ import imaplib
 import poplib
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import clients
 import pytest
@@ -85,9 +86,9 @@ FOLDERS = ["Sent", "Trash", "Entw&APw-rfe"]
 def empty(mail, user: str) -> None:
     """Remove all mail of INBOX."""
     with clients.imap(*mail.login(user)) as client:
-        client.select("INBOX")
-        client.store("1:*", "+FLAGS", "(\\Deleted)")
-        client.expunge()
+        if client.select("INBOX")[1] != [b"0"]:
+            client.store("1:*", "+FLAGS", "(\\Deleted)")
+            client.expunge()
 
 
 def rows(client) -> dict[bytes, tuple]:
@@ -241,6 +242,24 @@ def test_without_a_scanner_what_was_never_judged_is_not_served(mail, scanner, no
         wait_for(lambda: scanner.host.run("letterlock scan status").rc == 0)
     with clients.imap(*mail.login(NEIGHBOUR)) as client:
         assert client.select("INBOX")[0] == "OK"
+
+
+def test_sessions_that_begin_together(mail, scanner, no_sweep):
+    """As a client opens several: what became malware is in quarantine once, with one notice, and none of them sees it."""
+    def subjects() -> set[bytes]:
+        with clients.imap(*mail.login(NEIGHBOUR)) as client:
+            client.select("INBOX")
+            return set(rows(client))
+
+    empty(mail, NEIGHBOUR)
+    mail.deliver(NEIGHBOUR, message("for all of them", "worm-for-many"))
+    scanner.add("many.ndb", scanning.pattern("Test.Many", "worm-for-many"))
+    with ThreadPoolExecutor(6) as pool:
+        seen = list(pool.map(lambda _: subjects(), range(6)))
+    assert not any(b"for all of them" in each for each in seen)
+    assert len([item for item in scanner.quarantine(NEIGHBOUR) if item["signature"] == "Test.Many"]) == 1
+    with clients.imap(*mail.login(NEIGHBOUR)) as client:
+        assert client.select("INBOX") == ("OK", [b"1"])
 
 
 def test_a_session_while_pipes_are_used_up(mail, scanner, no_sweep):

@@ -8,10 +8,11 @@ import os
 import subprocess
 import sys
 import tempfile
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
-from letterlock import lmtp_front, session_key
+from letterlock import lmtp_front, locks, session_key
 from letterlock.age import NotSealed
 from letterlock.clamd import CHUNK, CLEAN, MALWARE, Verdict
 from letterlock.doveadm import ENVIRONMENT, Doveadm, Failed, any_of, in_mailbox, uid_set
@@ -19,9 +20,11 @@ from letterlock.notice import notice
 from letterlock.quarantine import Item, Quarantine, fingerprint_of, hash_of
 from letterlock.released import Released
 from letterlock.restic import text_of
+from letterlock.scan_settings import STATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
 
     from letterlock.scan_settings import ScanSettings
 
@@ -34,6 +37,8 @@ FIELDS = "user mailbox-guid uid size.physical text"
 BEFORE_TEXT = b" text="
 LONGEST_ROW = 4096
 READ_SECONDS = 900
+# Accounts share them, so that there is no file for each.
+LOCKS = 16
 # What Dovecot says of mail that is encrypted with its user's key.
 NOT_OURS = "Private key not available"
 
@@ -182,6 +187,11 @@ def file_for(octets: int) -> BinaryIO:
     return os.fdopen(os.memfd_create("message"), "wb")
 
 
+def lock_of(account: str) -> Path:
+    """Return what is held while a message of *account* is taken away: sessions that begin together, and the sweep, meet the same ones."""
+    return STATE / f"taking-{zlib.crc32(account.encode()) % LOCKS}.lock"
+
+
 class Judge:
     """Judges stored messages, and takes those away that are malware."""
 
@@ -255,8 +265,12 @@ class Judge:
             outcome.clean.append(message)
             return
         try:
-            item = self.take(message, verdict)
-        except (OSError, Failed, NotSealed) as fault:
+            with locks.only_one(lock_of(message.account)), tempfile.TemporaryFile() as file:
+                if not self.read(message, file):
+                    # Gone. It is no news here, but its GUID is not clean: it may be in another mailbox now.
+                    return
+                item = self.take(message, verdict, file)
+        except (OSError, Failed, NotSealed, locks.Busy) as fault:
             where = f"{message.account}: {message.mailbox}, UID {message.uid}"
             print(f"{where}: {verdict.signature}: not taken: {fault}", file=sys.stderr, flush=True)
             outcome.failed.append(message)
@@ -280,27 +294,27 @@ class Judge:
         into.seek(0)
         return bool(done.stdout)
 
-    def take(self, message: Message, verdict: Verdict) -> Item | None:
-        """Put *message* into quarantine and expunge it; return None when the operator has released it before. Raises Failed or OSError."""
-        with tempfile.TemporaryFile() as file:
-            if not self.read(message, file):
-                return None
-            sha256, octets = hash_of(file)
-            fingerprint = fingerprint_of(file)
-            if Released().has(fingerprint, verdict.signature):
-                return None
-            item = self.quarantine.put(Item(
-                account=message.account, verdict=verdict.kind, signature=verdict.signature, stage=self.stage, octets=octets, sha256=sha256,
-                fingerprint=fingerprint, mailbox=message.mailbox, flags=message.flags, received=message.received, saved=message.saved,
-                uid=message.uid, guid=message.guid,
-            ), file)
-            where = [*in_mailbox(message.mailbox, message.box), "uid", str(message.uid)]
-            self.doveadm.one("expunge", user=message.account, query=where)
-            if self.doveadm.one("fetch", user=message.account, field=["uid"], query=where):
-                raise Failed("it is still there after the expunge")
-            where = f"{item.account}: {item.mailbox}, UID {item.uid}"
-            print(f"{where}: {item.verdict} {item.signature}, in quarantine as {item.identity}", flush=True)
-            self.tell(item, file)
+    def take(self, message: Message, verdict: Verdict, file: BinaryIO) -> Item | None:
+        """Put *message*, whose text is in *file*, into quarantine and expunge it; return None when the operator has released it before.
+
+        Raises Failed, NotSealed or OSError.
+        """
+        sha256, octets = hash_of(file)
+        fingerprint = fingerprint_of(file)
+        if Released().has(fingerprint, verdict.signature):
+            return None
+        item = self.quarantine.put(Item(
+            account=message.account, verdict=verdict.kind, signature=verdict.signature, stage=self.stage, octets=octets, sha256=sha256,
+            fingerprint=fingerprint, mailbox=message.mailbox, flags=message.flags, received=message.received, saved=message.saved,
+            uid=message.uid, guid=message.guid,
+        ), file)
+        where = [*in_mailbox(message.mailbox, message.box), "uid", str(message.uid)]
+        self.doveadm.one("expunge", user=message.account, query=where)
+        if self.doveadm.one("fetch", user=message.account, field=["uid"], query=where):
+            raise Failed("it is still there after the expunge")
+        where = f"{item.account}: {item.mailbox}, UID {item.uid}"
+        print(f"{where}: {item.verdict} {item.signature}, in quarantine as {item.identity}", flush=True)
+        self.tell(item, file)
         return item
 
     def tell(self, item: Item, text: BinaryIO) -> None:
